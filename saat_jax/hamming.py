@@ -1,0 +1,49 @@
+"""Binary codes: rounding, packing into bytes, and the distance between them.
+
+Codes are arrays of -1 and +1 whose last axis is `num_bits`. Packed codes hold eight bits
+in a byte, lowest bit first, as faiss' binary indexes read them. Knows nothing of images,
+labels or networks.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def binarize(soft_codes: Array) -> Array:
+    """Rounds soft codes to codes in {-1, +1}; zero becomes +1. Shape and dtype stay."""
+    return jnp.where(soft_codes >= 0, 1, -1).astype(soft_codes.dtype)
+
+
+def pack_codes(codes: Array) -> Array:
+    """Packs codes into bytes: `[..., num_bits]` to `[..., ceil(num_bits / 8)]` uint8.
+
+    A positive entry sets its bit; the unused high bits of the last byte are zero.
+    """
+    return jnp.packbits(codes > 0, axis=-1, bitorder="little")
+
+
+def unpack_codes(packed_codes: Array, *, num_bits: int) -> Array:
+    """Unpacks bytes into codes: `[..., num_bytes]` uint8 to `[..., num_bits]` float32 of ±1."""
+    bits = jnp.unpackbits(packed_codes, axis=-1, count=num_bits, bitorder="little")
+    return bits.astype(jnp.float32) * 2 - 1
+
+
+def hamming_distance(codes: Array, other_codes: Array) -> Array:
+    """Counts the differing bits of every pair of codes.
+
+    Args:
+        codes: `[num_queries, num_bits]` in {-1, 0, +1}.
+        other_codes: `[num_database, num_bits]` in {-1, 0, +1}.
+
+    Returns:
+        `[num_queries, num_database]` float32. A zero entry, the tied bit of a released
+        mainstay code, counts as half a differing bit.
+
+    Reference:
+        SAAT, Section III-A: D = (num_bits - <b, b'>) / 2.
+    """
+    # HIGHEST: the bfloat16 or TF32 default of an accelerator is exact for ±1 codes only.
+    agreement = jnp.matmul(codes, other_codes.T, precision=jax.lax.Precision.HIGHEST)
+    return 0.5 * (codes.shape[-1] - agreement)
