@@ -1,0 +1,78 @@
+"""The fields that every config shares, with the papers' values where they have any."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_base() -> ml_collections.ConfigDict:
+    """Returns the fields of a run: data, model, objective, pretrain, attacks, defense."""
+    config = ml_collections.ConfigDict()
+    # One of launch/tasks.py's TASKS: train_hash, attack, train_saat, evaluate, report, chain.
+    config.task = "chain"
+    # Of the initial weights, the order of the images, dropout, random starts, target labels.
+    config.seed = 0
+    # Of float32 products on accelerators: "highest" is exact, "tensorfloat32" faster on GPU.
+    config.precision = "highest"
+    config.data = dict(
+        # One of saat_jax/datasets' SOURCES: digits, lists, tfds.
+        source="digits",
+        # Height and width that the network sees, in pixels.
+        image_size=224,
+        # Short side before the centre crop, in pixels; None squeezes the whole image.
+        resize=config_dict.placeholder(int),
+    )
+    config.model = dict(
+        # One of saat_jax/networks.py's NETWORKS: alexnet, convnet.
+        name="alexnet",
+        num_bits=32,
+        # Whether ImageNet's mean and standard deviation are applied inside the network.
+        input_norm=True,
+        # A .npz file of torchvision-style weights to start from; empty for random ones.
+        weights="",
+    )
+    config.objective = dict(name="dph")
+    config.pretrain = dict(
+        num_epochs=100,
+        batch_size=32,
+        schedule=dict(name="thirds", learning_rate=0.01),
+        optimizer=dict(name="sgd", momentum=0.9, weight_decay=5e-4),
+        # Epochs between evaluations of MAP.
+        evaluate_every=10,
+        # Steps between log lines, and between checkpoints within an epoch.
+        log_every=20,
+        checkpoint_every=500,
+    )
+    # By the name of the record. Pixel units of [0, 1]: 1 / 255 is one grey level.
+    mainstay = dict(
+        attack="mainstay", epsilon=8 / 255, step_size=1 / 255, num_steps=100, loss="focused",
+        anneal=True, random_start=True,
+    )  # fmt: skip
+    config.attacks = dict(
+        mainstay=dict(mainstay, targeted=False),
+        mainstay_targeted=dict(mainstay, targeted=True),
+    )
+    config.defense = dict(
+        # One of saat_jax/defenses.py's DEFENSES: saat.
+        name="saat",
+        num_epochs=20,
+        batch_size=32,
+        schedule=dict(name="milestones", learning_rate=0.05),
+        optimizer=dict(name="sgd", momentum=0.0, weight_decay=1e-5),
+        evaluate_every=10,
+        log_every=20,
+        checkpoint_every=500,
+        update=dict(
+            epsilon=8 / 255, step_size=2 / 255, num_steps=7, adversarial_weight=1.0,
+            quantization_weight=1e-4, bank="aliased", attack_mode="train", loss="mean",
+            weighting="similarity", ties="positive",
+        ),  # fmt: skip
+    )
+    config.evaluation = dict(
+        models=("pretrained",),
+        batch_size=128,
+        # k = 5000 as SAAT; None ranks the whole database, as ProS-GAN.
+        protocol=dict(k=5000, ties="average", normalizer="hits"),
+        # Queries kept for the report's pictures.
+        num_examples=6,
+    )
+    return config

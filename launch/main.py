@@ -1,0 +1,63 @@
+r"""Runs a task of a config.
+
+    python -m launch.main --config configs/demo.py --workdir runs/demo
+    python -m launch.main --config configs/lists.py:grocery64 --workdir runs/grocery64 \
+        --config.data.root=DIR --config.task=train_hash
+
+A finished stage is skipped, a stopped one goes on where it was; both are found in the workdir.
+"""
+
+import logging
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with its variant if it has any: FILE[:VARIANT].", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a Slurm, GKE or Cloud TPU job first."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", ".jax_cache", "Folder for compiled programs; empty for none."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags, starts JAX and hands the config to its task."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; settings are --config.NAME=VALUE")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger().setLevel(logging.WARNING)
+
+    # Imported here, so that a wrong flag is answered at once.
+    import jax
+
+    from launch import tasks
+
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    config = _CONFIG.value.to_dict()
+    jax.config.update("jax_default_matmul_precision", config["precision"])
+    tasks.run(config, _WORKDIR.value)
+
+
+def _explain(error: Exception) -> None:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        app.run(main)
+    # Bad input and bad settings: the message says what to do, a traceback would bury it.
+    except (ValueError, AttributeError, KeyError, FileNotFoundError) as error:
+        if os.environ.get("SAAT_TRACEBACK"):
+            raise
+        _explain(error)

@@ -1,0 +1,118 @@
+"""Checkpoints of training: the latest ones, the best one, and what they were trained with.
+
+A checkpoint is one Orbax folder `<folder>/latest/<step>` or `<folder>/best/<step>`, which appears
+under its final name only when it is whole. It holds the state as NumPy arrays, which restore on
+any number of devices and hosts, and a JSON record: the network, its data, its metrics.
+"""
+
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """A restored checkpoint: its state (NumPy leaves), its JSON record, its step."""
+
+    state: Any
+    record: dict[str, Any]
+    step: int
+
+
+class CheckpointFolder:
+    """The checkpoints of one training run.
+
+    Use as a context manager: leaving it waits for the last save to be whole.
+
+    Args:
+        folder: where the checkpoints live; made if absent.
+        keep: how many of the latest to keep, so that a damaged newest one is no loss.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, keep: int = 2):
+        root = pathlib.Path(folder).absolute()
+        self._managers = {
+            kind: ocp.CheckpointManager(
+                root / kind,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=count, create=True, cleanup_tmp_directories=True
+                ),
+            )
+            for kind, count in (("latest", keep), ("best", 1))
+        }
+
+    def __enter__(self) -> "CheckpointFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+            manager.close()
+
+    def save(
+        self, step: int, state: chex.ArrayTree, record: dict[str, Any], *, best: bool = False
+    ) -> None:
+        """Saves a state in the background; a step already saved is left as it is.
+
+        Args:
+            step: number of updates behind the state.
+            state: pytree of NumPy arrays, such as `parallel.unreplicate` returns.
+            record: what to keep beside it, in JSON's types.
+            best: whether to replace the best checkpoint rather than to add a latest one.
+        """
+        manager = self._managers["best" if best else "latest"]
+        if step in manager.all_steps():
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
+            record=ocp.args.JsonSave(record),
+        )
+        manager.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Returns when every save is whole."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def restore(
+        self, template: chex.ArrayTree | None = None, *, best: bool = False
+    ) -> Checkpoint | None:
+        """Reads the newest checkpoint that is sound, or returns None if there is none.
+
+        Args:
+            template: pytree of arrays with the structure, shapes and dtypes to expect; without
+                it the state comes back as nested dicts and lists.
+            best: whether to read the best checkpoint rather than the latest.
+
+        Raises:
+            ValueError: if checkpoints exist but none can be read into the template.
+        """
+        manager = self._managers["best" if best else "latest"]
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(
+                None if template is None else jax.tree.map(np.asarray, template)
+            ),
+            record=ocp.args.JsonRestore(),
+        )
+        problems = []
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                restored = manager.restore(step, args=args)
+            # Orbax raises many kinds for a damaged folder; all are reported below.
+            except Exception as error:
+                problems.append(f"{manager.directory / str(step)}: {error}")
+                _log.warning("checkpoint %s cannot be read, trying the one before", problems[-1])
+                continue
+            return Checkpoint(restored.state, restored.record, step)
+        if problems:
+            raise ValueError(
+                "no checkpoint fits the state to restore; the network, the data or the code "
+                "may have changed since, or the files are damaged:\n" + "\n".join(problems)
+            )
+        return None

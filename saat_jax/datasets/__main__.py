@@ -1,0 +1,62 @@
+"""Checks image lists: `python -m saat_jax.datasets check FOLDER`."""
+
+import argparse
+import sys
+
+import numpy as np
+
+from saat_jax.datasets.manifests import ManifestError, load_lists
+from saat_jax.datasets.records import Dataset
+
+
+def report(dataset: Dataset) -> str:
+    """Describes a sound dataset: rows and labels of each split, relevant pairs, warnings."""
+    lines = [f"{dataset.name}: {dataset.num_classes} classes"]
+    for split in (dataset.train, dataset.query, dataset.database):
+        counts = split.labels.sum(axis=1)
+        lines.append(
+            f"  {split.name:<9}{len(split):>8} rows; labels per image: "
+            f"mean {counts.mean():.2f}, most {counts.max():.0f}, none in {(counts == 0).sum()} rows"
+        )
+    share = relevant_share(dataset.query.labels, dataset.database.labels)
+    lines.append(f"  relevant query-database pairs: {share:.3f}, about the MAP of random codes")
+    return "\n".join(lines + [f"  warning: {text}" for text in dataset.warnings])
+
+
+def relevant_share(labels: np.ndarray, other_labels: np.ndarray, *, rows: int = 256) -> float:
+    """The share of pairs with a common label, counted by `rows` of `labels` at a time."""
+    parts = (labels[i : i + rows] for i in range(0, len(labels), rows))
+    shared = sum(np.count_nonzero(part @ other_labels.T) for part in parts)
+    return shared / (len(labels) * len(other_labels))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the report, or the problems; returns the exit status, 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="python -m saat_jax.datasets", description=__doc__)
+    check = parser.add_subparsers(required=True).add_parser("check", help="check image lists")
+    check.add_argument("folder", help="the folder of the lists")
+    check.add_argument(
+        "--remap",
+        metavar="OLD=NEW",
+        action="append",
+        default=[],
+        help="replace the beginning OLD of paths by NEW, which may be empty",
+    )
+    check.add_argument("--no-decode", action="store_true", help="only look whether images exist")
+    options = parser.parse_args(arguments)
+    if wrong := [text for text in options.remap if "=" not in text]:
+        parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")
+    remap = dict(text.split("=", 1) for text in options.remap)
+    try:
+        dataset = load_lists(
+            root=options.folder, image_size=1, remap=remap, decode=not options.no_decode
+        )
+    except ManifestError as error:
+        print(error, *(f"  warning: {text}" for text in error.warnings), sep="\n", file=sys.stderr)
+        return 1
+    print(report(dataset))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

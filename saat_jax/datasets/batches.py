@@ -1,0 +1,174 @@
+"""Batches that depend on (seed, epoch, batch number) alone, so that any step can be resumed."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from saat_jax.datasets import images, lazy
+from saat_jax.datasets.records import Split
+
+Batch = dict[str, np.ndarray]
+Rows = Callable[[], Iterator[np.ndarray]]
+Stream = Iterator[tuple[np.ndarray, np.ndarray]]
+# Half the cores, but two at least: the rest belong to the network when it runs on the CPU.
+_NUM_THREADS = max(2, (os.cpu_count() or 2) // 2)
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Counts the batches of one epoch, the last short one included."""
+    return -(-len(split) // batch_size)
+
+
+def train_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    num_epochs: int,
+    start_step: int = 0,
+    image_size: int,
+    resize: int | None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Iterates over the shuffled batches of all epochs, from any step on.
+
+    Every epoch has its own order, fixed by `seed` and its number. The last, short batch of an
+    epoch is padded: its extra rows have mask 0, zero image and label, and index `len(split)`,
+    which a scatter with mode="drop" ignores.
+
+    Args:
+        split: where the images are.
+        batch_size: rows of a global batch, over all processes.
+        seed: of the orders; not negative.
+        num_epochs: number of passes from step 0.
+        start_step: number of batches to leave out, those a resumed run has already seen.
+        image_size: height and width of the images, in pixels.
+        resize: short side before the centre crop; None squeezes the whole image.
+        process_index: which share of each global batch to yield.
+        process_count: number of equal, contiguous shares.
+
+    Returns:
+        Iterator of dicts: "image" [batch, image_size, image_size, 3] float32 in [0, 1],
+        "label" [batch, num_classes] float32, "index" [batch] int32 row of the split,
+        "mask" [batch] float32, 1 for a real row.
+
+    Raises:
+        ValueError: an empty split, a batch that cannot be shared, a value out of range; while
+            iterating, an image that cannot be read.
+    """
+    if seed < 0 or start_step < 0:
+        raise ValueError(f"seed and start_step must not be negative, got {seed} and {start_step}")
+    share = _share(split, batch_size, process_index, process_count)
+    num_steps = steps_per_epoch(split, batch_size)
+
+    def rows() -> Iterator[np.ndarray]:
+        for epoch in range(start_step // num_steps, num_epochs):
+            order = np.random.default_rng((seed, epoch)).permutation(len(split))
+            skipped = max(start_step - epoch * num_steps, 0)
+            yield from _pad(order, batch_size)[skipped:, share]
+
+    return _batches(split, rows, batch_size // process_count, image_size, resize)
+
+
+def eval_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    resize: int | None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Iterates once over a split in the order of its rows; otherwise as `train_batches`."""
+    share = _share(split, batch_size, process_index, process_count)
+
+    def rows() -> Iterator[np.ndarray]:
+        yield from _pad(np.arange(len(split)), batch_size)[:, share]
+
+    return _batches(split, rows, batch_size // process_count, image_size, resize)
+
+
+def _share(split: Split, batch_size: int, process_index: int, process_count: int) -> slice:
+    """The columns of a global batch that belong to one process."""
+    if not len(split):
+        raise ValueError(f"split {split.name!r} has no rows; check its lists")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in 0 to process_count - 1 = {process_count - 1}, "
+            f"got {process_index}"
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {process_count} processes, got "
+            f"{batch_size}; try {max(batch_size - batch_size % process_count, process_count)}"
+        )
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _pad(order: np.ndarray, batch_size: int) -> np.ndarray:
+    """Cuts an order of rows into [steps, batch_size] int32, padded with the number of rows."""
+    padding = np.full(-len(order) % batch_size, len(order))
+    return np.concatenate([order, padding]).astype(np.int32).reshape(-1, batch_size)
+
+
+def _batches(
+    split: Split, rows: Rows, size: int, image_size: int, resize: int | None
+) -> Iterator[Batch]:
+    images.check_sizes(image_size, resize)
+    if images.is_fitted(split, image_size, resize):
+        return _finish(split, _gather(split, rows))
+    return _finish(split, _stream(split, rows, size, image_size, resize))
+
+
+def _finish(split: Split, stream: Stream) -> Iterator[Batch]:
+    for index, pixels in stream:
+        real = index < len(split)
+        image = images.to_unit_range(pixels)
+        image[~real] = 0
+        label = split.labels[np.minimum(index, len(split) - 1)] * real[:, None]
+        yield {
+            "image": image,
+            "label": label.astype(np.float32),
+            "index": index,
+            "mask": real.astype(np.float32),
+        }
+
+
+def _gather(split: Split, rows: Rows) -> Stream:
+    """Picks the images of each batch from memory; padding repeats the last row."""
+    assert split.images is not None
+    for index in rows():
+        yield index, split.images[np.minimum(index, len(split) - 1)]
+
+
+def _stream(split: Split, rows: Rows, size: int, image_size: int, resize: int | None) -> Stream:
+    """Reads and fits the images of each batch ahead of time; padding repeats the last row."""
+    tf = lazy.tensorflow()
+    load: Callable[..., Any]
+    if split.images is None:
+        assert split.paths is not None
+        source, load = tf.constant([os.fsencode(path) for path in split.paths]), images.read_image
+    else:
+        source, load = tf.constant(split.images), images.fit_image
+
+    def load_row(index: Any) -> Any:
+        item = source[tf.minimum(index, len(split) - 1)]
+        return index, load(item, image_size=image_size, resize=resize)
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=tf.TensorSpec([None], tf.int32))
+    data = data.unbatch().map(load_row, num_parallel_calls=_NUM_THREADS)
+    data = data.batch(size).prefetch(2)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = _NUM_THREADS
+    try:
+        yield from data.with_options(options).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"an image of split {split.name!r} cannot be read: {error.message}; find it with: "
+            "python -m saat_jax.datasets check FOLDER"
+        ) from error

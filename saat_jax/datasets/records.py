@@ -1,0 +1,98 @@
+"""The records that every data source returns."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images: files or pixels, never both.
+
+    Attributes:
+        name: "train", "query" or "database".
+        labels: [rows, num_classes] float32 multi-hot.
+        paths: the image files, one per row.
+        images: [rows, height, width, 3] uint8.
+    """
+
+    name: str
+    labels: np.ndarray
+    paths: tuple[str, ...] | None = None
+    images: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.paths if self.images is None else self.images
+        if rows is None or (self.paths is not None and self.images is not None):
+            raise ValueError(f"split {self.name!r} needs either paths or images, and not both")
+        if self.labels.ndim != 2 or len(rows) != len(self.labels):
+            raise ValueError(
+                f"split {self.name!r} has {len(rows)} images and labels of shape "
+                f"{self.labels.shape}; expected ({len(rows)}, num_classes)"
+            )
+        if self.images is not None and (
+            self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3
+        ):
+            raise ValueError(
+                f"split {self.name!r} has images of {self.images.dtype} {self.images.shape}; "
+                "expected uint8 (rows, height, width, 3)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits over the same classes, and how their images are brought to size.
+
+    Attributes:
+        name: what reports call it.
+        train: the images that teach the network.
+        query: the images that are searched for.
+        database: the images that are searched through.
+        class_names: one name per label column.
+        image_size: height and width of the images that the network sees, in pixels.
+        resize: short side before the centre crop, in pixels; None if there is no crop.
+        warnings: what is odd about the data and yet no reason to stop.
+    """
+
+    name: str
+    train: Split
+    query: Split
+    database: Split
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: int | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of label columns."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Digests names, labels, sizes, pixels and paths: a key for what is computed from them.
+
+        Paths count from the folder that all images share, so moving that folder as a whole
+        changes nothing. The content of image files is not read.
+
+        Returns:
+            SHA-256 as 64 hexadecimal digits.
+        """
+        splits = (self.train, self.query, self.database)
+        paths = [path for split in splits for path in split.paths or ()]
+        start = len(os.path.commonpath(map(os.path.dirname, paths))) if paths else 0
+        sizes = [self.name, self.class_names, self.image_size, self.resize]
+        digest = hashlib.sha256(json.dumps(sizes).encode())
+        for split in splits:
+            relative = [path[start:] for path in split.paths or ()]
+            shape = None if split.images is None else split.images.shape
+            digest.update(json.dumps([split.name, split.labels.shape, relative, shape]).encode())
+            digest.update(np.ascontiguousarray(split.labels, np.float32).data)
+            if split.images is not None:
+                digest.update(np.ascontiguousarray(split.images).data)
+        return digest.hexdigest()

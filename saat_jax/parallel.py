@@ -1,0 +1,72 @@
+"""Devices: the one place that maps an update over them, and moves data to and from them.
+
+An update is a pure per-device function `update(state, batch, *, axis_name) -> (state, metrics)`.
+The state is the same on every device; a batch is a share of the global batch. Collectives run
+over the axis `AXIS`, over all devices of all processes.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Array = jax.Array
+
+AXIS = "devices"
+
+
+def _sharding() -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+
+
+def pmap_update(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a per-device update over all devices; the state passed in is consumed."""
+    mapped = functools.partial(update, axis_name=AXIS)
+    return jax.pmap(mapped, axis_name=AXIS, donate_argnums=0)
+
+
+def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Copies a pytree onto every local device, along a new leading axis."""
+    count = jax.local_device_count()
+
+    def place(x: Any) -> Array:
+        # Copied for each device: a donated buffer must never be the caller's own.
+        return jax.make_array_from_callback(
+            (count, *np.shape(x)), _sharding(), lambda _: np.array(x, copy=True)[None]
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def unreplicate(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Fetches one device's copy of a replicated pytree as NumPy arrays."""
+    # Not x[0], which would first copy the row to all devices.
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits this process' rows of a batch evenly over its devices, in order.
+
+    Raises:
+        ValueError: if the rows do not divide evenly.
+    """
+    count = jax.local_device_count()
+    rows = len(next(iter(batch.values())))
+    if rows % count:
+        raise ValueError(
+            f"a batch must divide evenly over the {count} local devices, got {rows} rows; "
+            f"set the global batch size to a multiple of {count * jax.process_count()}"
+        )
+    return {name: x.reshape(count, rows // count, *x.shape[1:]) for name, x in batch.items()}
+
+
+def replicas_agree(tree: chex.ArrayTree) -> bool:
+    """Whether every local device holds the same bits of a replicated pytree."""
+    return all(
+        np.array_equal(np.asarray(x), np.broadcast_to(np.asarray(x)[:1], x.shape), equal_nan=True)
+        for x in jax.tree.leaves(tree)
+    )

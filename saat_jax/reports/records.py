@@ -1,0 +1,176 @@
+"""The files of a run, read and checked."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+Record = dict[str, Any]
+Examples = dict[str, np.ndarray]
+
+BASE_MODEL = "pretrained"
+_RECORD_FIELDS = {"targeted": bool, "metrics": dict, "curves": dict, "protocol": dict}
+_EXAMPLE_ARRAYS = (
+    "images",
+    "benign_images",
+    "top_images",
+    "top_relevant",
+    "labels",
+    "target_labels",
+    "class_names",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a report is made of.
+
+    Attributes:
+        records: as `load_records` returns them.
+        examples: arrays of a few queries, by (model, attack).
+        training: logged lines by model, in model order.
+        config: the run's configuration; empty if the file is missing.
+        missing: what an unfinished run has not left yet, in words.
+    """
+
+    records: list[Record]
+    examples: dict[tuple[str, str], Examples]
+    training: dict[str, list[dict[str, Any]]]
+    config: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that were trained or judged, `pretrained` first."""
+        names = {record["model"] for record in self.records} | set(self.training)
+        return sorted(names, key=_model_order)
+
+
+def load_records(workdir: str | os.PathLike[str]) -> list[Record]:
+    """Reads the robustness records of a run.
+
+    Args:
+        workdir: folder of the run; records lie at `records/<model>/<attack>.json`.
+
+    Returns:
+        The records: `pretrained` before other models (by name), and within a model benign
+        queries, then non-targeted, then targeted attacks. Empty if there are none.
+
+    Raises:
+        ValueError: if a file is not JSON, or lacks a field.
+    """
+    records = [_load_record(path) for path in pathlib.Path(workdir).glob("records/*/*.json")]
+    return sorted(
+        records,
+        key=lambda r: (*_model_order(r["model"]), r["targeted"], not is_benign(r), r["attack"]),
+    )
+
+
+def is_benign(record: Record) -> bool:
+    """Tells whether the record judges untouched queries."""
+    return record["attack"] == "benign"
+
+
+def load_run(workdir: pathlib.Path) -> Run:
+    """Reads all files of a run; ValueError names the broken one."""
+    records = load_records(workdir)
+    training = {
+        path.parent.name: _load_lines(path)
+        for path in sorted(
+            workdir.glob("models/*/metrics.jsonl"), key=lambda p: _model_order(p.parent.name)
+        )
+    }
+    examples = {}
+    for record in records:
+        path = workdir / "records" / record["model"] / f"{record['attack']}.npz"
+        if path.exists():
+            examples[record["model"], record["attack"]] = _load_examples(path)
+    config_path = workdir / "config.json"
+    config = _load_json(config_path) if config_path.exists() else {}
+    run = Run(records, examples, training, config, [])
+    return dataclasses.replace(run, missing=_missing(run))
+
+
+def _missing(run: Run) -> list[str]:
+    """Lists what is absent, taking every model and attack seen anywhere as expected."""
+    found = {(record["model"], record["attack"]) for record in run.records}
+    attacks = list(dict.fromkeys(record["attack"] for record in run.records)) or ["benign"]
+    models = run.models or [BASE_MODEL]
+    missing = [] if run.config else ["the configuration (config.json)"]
+    missing += [f"the training log of {model}" for model in models if model not in run.training]
+    for pair in ((model, attack) for model in models for attack in attacks):
+        if pair not in found:
+            missing.append(f"the record of {pair[0]} on {display_name(pair[1])} queries")
+        elif pair not in run.examples:
+            missing.append(f"the example images of {pair[0]} on {display_name(pair[1])} queries")
+    if attacks == ["benign"]:
+        missing.append("the record of an attack")
+    if len(models) == 1:
+        missing.append("a hardened model")
+    return missing
+
+
+def display_name(attack: str) -> str:
+    """Spells an attack's file name as words: `mainstay_targeted` is "mainstay targeted"."""
+    return attack.replace("_", " ")
+
+
+def _model_order(name: str) -> tuple[bool, str]:
+    return name != BASE_MODEL, name
+
+
+def _load_record(path: pathlib.Path) -> Record:
+    record = _load_json(path)
+    for field, kind in _RECORD_FIELDS.items():
+        if not isinstance(record.get(field), kind):
+            raise ValueError(
+                f"{path}: expected a field {field!r} of type {kind.__name__}, got "
+                f"{record.get(field)!r}; evaluate {path.parent.name} again"
+            )
+    expected = {"model": path.parent.name, "attack": path.stem}
+    got = {field: record.get(field) for field in expected}
+    if got != expected:
+        raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
+    return record
+
+
+def _load_json(path: pathlib.Path) -> dict[str, Any]:
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place} is not valid JSON ({error}); delete it and run its stage again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _load_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads one JSON object a line."""
+    text = path.read_text(encoding="utf-8")
+    # A line without its end was cut by a kill; the resumed run writes its step again.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _load_examples(path: pathlib.Path) -> Examples:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            examples = dict(arrays)
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it and its .json and evaluate again"
+        ) from error
+    absent = [name for name in _EXAMPLE_ARRAYS if name not in examples]
+    if absent:
+        raise ValueError(f"{path}: expected the arrays {_EXAMPLE_ARRAYS}, without {absent}")
+    return examples

@@ -1,0 +1,332 @@
+"""The training loop: data, update, log, checkpoint, evaluate; and start again where it stopped."""
+
+import json
+import math
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+import chex
+import jax
+import numpy as np
+import optax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from saat_jax import checkpoints, parallel
+from saat_jax.defenses import TrainState, UpdateFn
+
+Schedule = Callable[[int], float]
+EvaluateFn = Callable[[dict[str, Any]], dict[str, float]]
+
+
+class Interrupted(SystemExit):
+    """Training was asked to stop (SIGTERM) and has saved its state."""
+
+
+def epoch_schedule(learning_rate: float, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    """Divides the rate by ten after the first and after the second third of the epochs.
+
+    The released rule is applied after each epoch, so a drop comes one epoch late: of 100
+    epochs the first 34 keep the rate.
+
+    Reference:
+        SPEC 3.1, vector hash_lr. Fewer than three epochs, where the released code divides by
+        zero, drop after every epoch but the first.
+    """
+
+    def schedule(step: int) -> float:
+        epoch = step // steps_per_epoch
+        return learning_rate * 0.1 ** (max(epoch - 1, 0) // max(num_epochs // 3, 1))
+
+    return schedule
+
+
+def milestone_schedule(learning_rate: float, *, num_steps: int) -> Schedule:
+    """Divides the rate by ten after one half and after three quarters of the steps.
+
+    As released, a milestone that is not a whole number is never reached.
+
+    Reference:
+        SPEC 6.1 and 6.3, vectors saat_lr_schedule and multistep_milestones.
+    """
+    milestones = [m for m in (num_steps / 2, num_steps * 3 / 4) if m.is_integer()]
+
+    def schedule(step: int) -> float:
+        return learning_rate * 0.1 ** sum(step >= m for m in milestones)
+
+    return schedule
+
+
+def make_schedule(
+    name: str, learning_rate: float, *, num_epochs: int, steps_per_epoch: int
+) -> Schedule:
+    """Builds a learning rate by step.
+
+    Args:
+        name: "thirds" (`epoch_schedule`), "milestones" (`milestone_schedule`), "cosine" down to
+            zero, or "constant".
+        learning_rate: the first rate.
+        num_epochs: number of epochs.
+        steps_per_epoch: number of updates in an epoch.
+
+    Raises:
+        ValueError: if there is no such schedule.
+    """
+    num_steps = num_epochs * steps_per_epoch
+    schedules = {
+        "thirds": epoch_schedule(
+            learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+        ),
+        "milestones": milestone_schedule(learning_rate, num_steps=num_steps),
+        "cosine": lambda step: learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps)),
+        "constant": lambda step: learning_rate,
+    }
+    if name not in schedules:
+        raise ValueError(f"unknown schedule {name!r}; expected one of {sorted(schedules)}")
+    return schedules[name]
+
+
+def make_optimizer(
+    name: str,
+    schedule: Schedule,
+    *,
+    num_steps: int,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
+
+    Args:
+        name: "sgd" or "adam" (betas 0.9 and 0.999).
+        schedule: learning rate by step, from 0.
+        num_steps: how many steps the schedule is asked for; the last rate is kept beyond.
+        momentum: of "sgd".
+        weight_decay: coefficient of the L2 penalty's gradient.
+
+    Raises:
+        ValueError: if there is no such optimizer.
+    """
+    # A table makes any Python rule traceable, and the rate exact.
+    rates = np.array([schedule(step) for step in range(max(num_steps, 1))], np.float32)
+
+    def rate(count: chex.Numeric) -> chex.Numeric:
+        return jax.numpy.asarray(rates)[jax.numpy.minimum(count, len(rates) - 1)]
+
+    rules = {
+        "sgd": optax.trace(momentum) if momentum else optax.identity(),
+        "adam": optax.scale_by_adam(),
+    }
+    if name not in rules:
+        raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(rules)}")
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), rules[name], optax.scale_by_learning_rate(rate)
+    )
+
+
+class MetricsLog:
+    """Metrics by step, as JSON lines and for TensorBoard.
+
+    Args:
+        folder: gets `metrics.jsonl` and TensorBoard's event files.
+        first_step: lines after this step are dropped: a run that resumes there writes them
+            again, and the file ends as if the run had never stopped.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, first_step: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
+        self._file: TextIO = path.open("a")  # noqa: SIM115, closed by close()
+        self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Appends one line."""
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def _whole_lines(path: pathlib.Path) -> Iterator[str]:
+    """The lines of a file that a kill has not cut short."""
+    if path.is_file():
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield line.rstrip("\n")
+
+
+class StopSignal:
+    """Turns SIGTERM, the notice of pre-emption, into a flag that the loop reads."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopSignal":
+        # Python allows handlers in the main thread only; elsewhere the signal kills as before.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, *_: object) -> None:
+        self.received = True
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """The network's variables in a training state, as `encode_fn` takes them."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def train(
+    update: UpdateFn,
+    state: TrainState,
+    batches_from: Callable[[int], Iterable[dict[str, np.ndarray]]],
+    *,
+    folder: str | pathlib.Path,
+    steps_per_epoch: int,
+    num_epochs: int,
+    schedule: Schedule,
+    record: dict[str, Any],
+    evaluate: EvaluateFn | None = None,
+    evaluate_every: int = 1,
+    log_every: int = 20,
+    checkpoint_every: int = 500,
+    title: str = "train",
+    progress: bool = True,
+) -> TrainState:
+    """Trains to the last epoch, resuming from the folder's latest checkpoint if it has one.
+
+    The result depends on the arguments alone: a run that was killed and resumed ends with the
+    same bits as one that was not.
+
+    Args:
+        update: a per-device update from `defenses`.
+        state: the state to begin with.
+        batches_from: maps a step to the batches from that step on, each this process' rows.
+        folder: gets `checkpoints/`, `metrics.jsonl` and TensorBoard's files.
+        steps_per_epoch: number of batches in an epoch.
+        num_epochs: number of epochs.
+        schedule: learning rate by step, for the log.
+        record: what to store in every checkpoint, in JSON's types; a checkpoint of another
+            "identity" entry is refused.
+        evaluate: maps the network's variables to metrics; "map" decides the best checkpoint.
+        evaluate_every: epochs between evaluations; the last epoch always has one.
+        log_every: steps between log lines; each is the mean over these steps.
+        checkpoint_every: steps between checkpoints; each epoch's end has one too.
+        title: of the progress bar.
+        progress: whether to show the bar.
+
+    Returns:
+        The final state, with NumPy leaves.
+
+    Raises:
+        FloatingPointError: if a logged metric is NaN or infinite, naming the steps.
+        Interrupted: after SIGTERM, with the state saved.
+        ValueError: if the folder holds another run.
+    """
+    folder = pathlib.Path(folder)
+    num_steps = steps_per_epoch * num_epochs
+    with checkpoints.CheckpointFolder(folder / "checkpoints") as saved, StopSignal() as stop:
+        best_map = -math.inf
+        found = saved.restore(state)
+        if found is not None:
+            _check_identity(found.record, record, folder)
+            state, best_map = found.state, found.record["best_map"]
+        step = int(state.step)
+        log = MetricsLog(folder, first_step=step)
+        bar = tqdm(total=num_steps, initial=step, desc=title, disable=not progress, unit="step")
+        mapped = parallel.pmap_update(update)
+        replicated = parallel.replicate(state)
+        pending: list[Any] = []
+
+        def host_state() -> TrainState:
+            return parallel.unreplicate(replicated)
+
+        def current_record() -> dict[str, Any]:
+            return {**record, "best_map": best_map, "step": step, "num_steps": num_steps}
+
+        batches = iter(batches_from(step)) if step < num_steps else iter(())
+        while step < num_steps:
+            replicated, metrics = mapped(replicated, parallel.shard_batch(next(batches)))
+            pending.append(metrics)
+            step += 1
+            bar.update()
+            epoch = step / steps_per_epoch
+            epoch_ends = step % steps_per_epoch == 0
+            # A checkpoint falls on a log line, so that a resumed run logs the same lines.
+            checkpoint = epoch_ends or step % checkpoint_every == 0 or stop.received
+            if step % log_every == 0 or checkpoint:
+                means = _mean_metrics(pending, last_step=step)
+                log.write(step, epoch, {**means, "learning_rate": float(schedule(step - 1))})
+                bar.set_postfix({"loss": f"{means['loss']:.4f}"})
+                pending = []
+            if evaluate and epoch_ends and (epoch % evaluate_every == 0 or step == num_steps):
+                host = host_state()
+                scores = evaluate(variables_of(host))
+                log.write(step, epoch, scores)
+                if scores["map"] > best_map:
+                    best_map = scores["map"]
+                    saved.save(step, host, current_record(), best=True)
+            if checkpoint:
+                saved.save(step, host_state(), current_record())
+            if stop.received and step < num_steps:
+                saved.wait()
+                log.close()
+                raise Interrupted(f"stopped by SIGTERM at step {step} of {num_steps}, saved")
+        bar.close()
+        log.close()
+        return host_state()
+
+
+def _mean_metrics(pending: list[Any], *, last_step: int) -> dict[str, float]:
+    """Averages the metrics of some steps, fetched from the first device in one go.
+
+    Raises:
+        FloatingPointError: if a mean is NaN or infinite.
+    """
+    fetched = [parallel.unreplicate(metrics) for metrics in pending]
+    means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+    bad = {name: value for name, value in means.items() if not math.isfinite(value)}
+    if bad:
+        raise FloatingPointError(
+            f"{bad} between steps {last_step - len(pending) + 1} and {last_step}: training has "
+            "diverged; lower the learning rate, or look at the images of these steps"
+        )
+    return means
+
+
+def _check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
+    """Refuses to resume a run with other settings, naming the first that differs."""
+    old, new = _flatten(found.get("identity", {})), _flatten(wanted.get("identity", {}))
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {old.get(name)!r}, this one has "
+                f"{new.get(name)!r}; use another --workdir, or the same setting to resume"
+            )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            # As JSON would give it back: a tuple is a list.
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

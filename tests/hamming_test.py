@@ -1,0 +1,79 @@
+"""Codes: rounding, packing, distance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saat_jax import hamming
+from tests import golden, reference
+
+
+def _random_codes(seed, rows, num_bits):
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (rows, num_bits)).astype(np.float32)
+
+
+def test_binarize_rounds_zero_up_and_keeps_dtype():
+    soft_codes = jnp.array([[0.0, -0.0, 0.3, -1e-30, -2.0]], jnp.bfloat16)
+    codes = hamming.binarize(soft_codes)
+    assert codes.dtype == soft_codes.dtype
+    np.testing.assert_array_equal(codes.astype(jnp.float32), [[1, 1, 1, -1, -1]])
+
+
+def test_pack_codes_worked_by_hand():
+    # Lowest bit first, as faiss: bits 1, 0, 1, 1 of the first byte are 1 + 4 + 8 = 13, its
+    # last bit is 128; the ninth code entry is bit 0 of the second byte.
+    codes = np.array([[1, -1, 1, 1, -1, -1, -1, 1, 1, -1]])
+    packed = hamming.pack_codes(codes)
+    assert packed.dtype == jnp.uint8
+    np.testing.assert_array_equal(packed, [[13 + 128, 1]])
+
+
+@pytest.mark.parametrize("num_bits", [1, 7, 8, 12, 16, 33, 64])
+def test_packing_round_trip(num_bits):
+    codes = _random_codes(num_bits, 5, num_bits)
+    packed = hamming.pack_codes(codes)
+    assert packed.shape == (5, -(-num_bits // 8))
+    np.testing.assert_array_equal(packed, np.packbits(codes > 0, axis=1, bitorder="little"))
+    np.testing.assert_array_equal(hamming.unpack_codes(packed, num_bits=num_bits), codes)
+
+
+def test_packing_keeps_leading_axes():
+    codes = _random_codes(0, 6, 10).reshape(2, 3, 10)
+    assert hamming.pack_codes(codes).shape == (2, 3, 2)
+    np.testing.assert_array_equal(
+        hamming.unpack_codes(hamming.pack_codes(codes), num_bits=10), codes
+    )
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function])
+def test_hamming_distance_matches_reference(wrap):
+    queries, database = _random_codes(1, 4, 20), _random_codes(2, 9, 20)
+    queries[1, :3] = 0
+    database[2, 1:6] = 0
+    expected = [reference.hamming_distances(query, database) for query in queries]
+    np.testing.assert_array_equal(wrap(hamming.hamming_distance)(queries, database), expected)
+
+
+def test_hamming_distance_counts_bits_of_packed_codes():
+    queries, database = _random_codes(3, 4, 12), _random_codes(4, 5, 12)
+    packed = np.asarray(hamming.pack_codes(queries))[:, None] ^ hamming.pack_codes(database)
+    bits = np.unpackbits(np.asarray(packed), axis=-1).sum(-1)
+    np.testing.assert_array_equal(hamming.hamming_distance(queries, database), bits)
+
+
+def test_golden_formula_hamming():
+    formula = golden.formula("hamming")
+    codes = np.array([formula.inputs["b"]], np.float32)
+    others = np.array(formula.inputs["B"], np.float32)
+    distance = hamming.hamming_distance(codes, others)
+    np.testing.assert_allclose(distance[0], formula.expected["dist"], atol=formula.tolerance)
+
+
+@pytest.mark.parametrize("name", golden.names("metrics_"))
+def test_golden_metrics_distances(name):
+    case = golden.load(name)
+    distance = np.asarray(hamming.hamming_distance(case["query_code"], case["db_code"]))
+    np.testing.assert_allclose(distance, case["hamming"], rtol=0, atol=case.tolerance(""))
+    order = [reference.ranking(row) for row in distance.tolist()]
+    np.testing.assert_array_equal(order, case["order"])

@@ -1,0 +1,416 @@
+"""Ranking metrics: against brute force over tie orders, and against the papers' code."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from saat_jax import retrieval
+from tests import golden, reference
+
+NORMALIZERS = retrieval.NORMALIZERS
+
+
+def _random_problem(seed, *, num_queries=4, num_database=9, num_bits=3, num_classes=3, zeros=True):
+    """Few bits, so that ties abound; zero entries, and a query without a label."""
+    rng = np.random.default_rng(seed)
+    query_codes = rng.choice([-1, 0, 1] if zeros else [-1, 1], (num_queries, num_bits))
+    database_codes = rng.choice([-1, 1], (num_database, num_bits))
+    query_labels = rng.random((num_queries, num_classes)) < 0.4
+    query_labels[-1] = False
+    database_labels = rng.random((num_database, num_classes)) < 0.4
+    return (
+        query_codes.astype(np.float32),
+        database_codes.astype(np.float32),
+        query_labels.astype(np.float32),
+        database_labels.astype(np.float32),
+    )
+
+
+def _orders(problem, *, ties):
+    """Per query, the relevance in rank order of every ranking that `ties` averages over."""
+    query_codes, database_codes, query_labels, database_labels = problem
+    for code, label in zip(query_codes, query_labels, strict=True):
+        distances = reference.hamming_distances(code, database_codes)
+        relevant = reference.relevance(label, database_labels)
+        rankings = (
+            reference.tie_orders(distances) if ties == "average" else [reference.ranking(distances)]
+        )
+        yield [[relevant[item] for item in order] for order in rankings]
+
+
+def _all_metrics(problem, *, ties, k=5):
+    """Every metric of a problem, in one flat list."""
+    curve = retrieval.precision_recall_curve(*problem, ties=ties)["precision"]
+    precision = retrieval.precision_at_n(*problem, cutoffs=range(1, 6), ties=ties)
+    averages = [
+        retrieval.average_precision(*problem, k=k, ties=ties, normalizer=normalizer)
+        for normalizer in NORMALIZERS
+    ]
+    return np.concatenate([curve, precision, *averages])
+
+
+def test_example_worked_by_hand():
+    # Distances 0, 1, 1, 2; items 1 and 3 are relevant. By index the hits have ranks 2 and 4;
+    # in the other order of the tied items 1 and 2 they have ranks 3 and 4.
+    query_codes = np.array([[1, 1]])
+    database_codes = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    labels, item_labels = np.array([[1, 0]]), np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
+    problem = query_codes, database_codes, labels, item_labels
+    by_index, otherwise = (1 / 2 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2
+    assert retrieval.map_at_k(*problem, ties="index") == pytest.approx(by_index)
+    assert retrieval.map_at_k(*problem) == pytest.approx((by_index + otherwise) / 2)
+    # Cut at 2, the only hit is at rank 2 or missing: of one hit, or of two that could be.
+    assert retrieval.map_at_k(*problem, k=2) == pytest.approx((1 / 2 + 0) / 2)
+    least = retrieval.map_at_k(*problem, k=2, normalizer="min(k,relevant)")
+    assert least == pytest.approx((1 / 4 + 0) / 2)
+    # The first hit stands at rank 2.5 on average, the second at 4.
+    curve = retrieval.precision_recall_curve(*problem, recall_levels=[0.25, 0.5, 1])
+    np.testing.assert_allclose(curve["precision"], [0, 1 / 2.5, 2 / 4])
+    curve = retrieval.precision_recall_curve(*problem, recall_levels=[0.5, 1], ties="index")
+    np.testing.assert_allclose(curve["precision"], [1 / 2, 2 / 4])
+    precision = retrieval.precision_at_n(*problem, cutoffs=[1, 2, 3, 4])
+    np.testing.assert_allclose(precision, [0, 0.5 / 2, 1 / 3, 2 / 4])
+    counts, relevant = retrieval.distance_histograms(*problem)
+    np.testing.assert_array_equal(counts, [[1, 0, 2, 0, 1]])
+    np.testing.assert_array_equal(relevant, [[0, 0, 1, 0, 1]])
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("ties", retrieval.TIES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_average_precision_matches_every_tie_order(seed, ties, normalizer):
+    problem = _random_problem(seed)
+    rankings = list(_orders(problem, ties=ties))
+    for k in range(1, 11):
+        expected = [
+            np.mean([reference.average_precision(one, k, normalizer) for one in orders])
+            for orders in rankings
+        ]
+        actual = retrieval.average_precision(*problem, k=k, ties=ties, normalizer=normalizer)
+        assert actual.dtype == np.float64
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+        mean = retrieval.map_at_k(*problem, k=k, ties=ties, normalizer=normalizer)
+        assert mean == pytest.approx(np.mean(expected), abs=1e-12)
+    # The last k exceeded the database, which is what None stands for.
+    actual = retrieval.average_precision(*problem, ties=ties, normalizer=normalizer)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_curves_match_every_tie_order(seed, ties):
+    problem = _random_problem(seed)
+    rankings = list(_orders(problem, ties=ties))
+    levels = np.array([0.1, 0.34, 0.5, 0.75, 1.0])
+    curve = retrieval.precision_recall_curve(*problem, recall_levels=levels, ties=ties)
+    expected = [
+        np.mean([reference.precision_at_recall(orders, level) for orders in rankings])
+        for level in levels
+    ]
+    np.testing.assert_array_equal(curve["recall"], levels)
+    np.testing.assert_allclose(curve["precision"], expected, rtol=0, atol=1e-12)
+    cutoffs = np.arange(1, 10)
+    expected = [
+        np.mean(
+            [np.mean([reference.precision_at_n(one, n) for one in orders]) for orders in rankings]
+        )
+        for n in cutoffs
+    ]
+    actual = retrieval.precision_at_n(*problem, cutoffs=cutoffs, ties=ties)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_long_lists_of_few_distances():
+    # Large groups of ties: the closed form against the law of the total over single places,
+    # E[hits before place j | place j is a hit] = (j - 1) (r - 1) / (n - 1).
+    problem = _random_problem(5, num_queries=3, num_database=3000, num_bits=4, zeros=False)
+    for k in (1, 700, 2999, 3000):
+        expected = []
+        for counts, relevant in zip(*retrieval.distance_histograms(*problem), strict=True):
+            total, start, before = 0.0, 0, 0
+            for n, r in zip(counts.tolist(), relevant.tolist(), strict=True):
+                for j in range(1, min(n, k - start) + 1):
+                    ahead = (j - 1) * (r - 1) / max(n - 1, 1)
+                    total += r / n * (before + 1 + ahead) / (start + j)
+                start, before = start + n, before + r
+            expected.append(total / max(min(k, before), 1))
+        actual = retrieval.average_precision(*problem, k=k, normalizer="min(k,relevant)")
+        np.testing.assert_allclose(actual, expected, rtol=1e-11)
+    np.testing.assert_allclose(
+        retrieval.average_precision(*problem),
+        retrieval.average_precision(*problem, normalizer="min(k,relevant)"),
+        rtol=1e-11,
+    )
+
+
+def test_number_of_hits_is_drawn_without_replacement():
+    # 300 of 1000 tied items are relevant and 50 make the list: simulate the draw.
+    rng = np.random.default_rng(0)
+    labels = np.repeat([[1], [0]], [300, 700], axis=0)
+    codes = np.ones((1000, 2))
+    actual = retrieval.map_at_k(codes[:1], codes, labels[:1], labels, k=50)
+    samples = []
+    for _ in range(4000):
+        hits = rng.permutation(labels[:, 0])[:50]
+        samples.append(np.sum(hits * np.cumsum(hits) / np.arange(1, 51)) / max(hits.sum(), 1))
+    assert actual == pytest.approx(np.mean(samples), abs=4 * np.std(samples) / 4000**0.5)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_one_mask_on_all_codes_changes_nothing(ties):
+    query_codes, database_codes, *labels = _random_problem(6, num_database=40, num_bits=6)
+    mask = np.random.default_rng(0).choice([-1, 1], 6)
+    plain = _all_metrics((query_codes, database_codes, *labels), ties=ties)
+    masked = _all_metrics((query_codes * mask, database_codes * mask, *labels), ties=ties)
+    np.testing.assert_array_equal(plain, masked)
+
+
+def test_database_order_changes_only_index_ties():
+    query_codes, database_codes, query_labels, database_labels = _random_problem(7, num_database=40)
+    order = np.random.default_rng(0).permutation(40)
+    plain = query_codes, database_codes, query_labels, database_labels
+    shuffled = query_codes, database_codes[order], query_labels, database_labels[order]
+    np.testing.assert_array_equal(
+        _all_metrics(plain, ties="average"), _all_metrics(shuffled, ties="average")
+    )
+    assert np.any(_all_metrics(plain, ties="index") != _all_metrics(shuffled, ties="index"))
+
+
+def test_histograms_of_shards_add_up():
+    query_codes, database_codes, query_labels, database_labels = _random_problem(8, num_database=50)
+    problem = query_codes, database_codes, query_labels, database_labels
+    whole = retrieval.distance_histograms(*problem)
+    shards = [
+        retrieval.distance_histograms(
+            query_codes, database_codes[rows], query_labels, database_labels[rows]
+        )
+        for rows in (slice(0, 7), slice(7, 30), slice(30, 50))
+    ]
+    added = [np.sum(parts, axis=0) for parts in zip(*shards, strict=True)]
+    np.testing.assert_array_equal(added, whole)
+    for normalizer in NORMALIZERS:
+        np.testing.assert_array_equal(
+            retrieval.expected_average_precision(*added, k=11, normalizer=normalizer),
+            retrieval.average_precision(*problem, k=11, normalizer=normalizer),
+        )
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_blocks_change_nothing_and_compile_once(ties, monkeypatch):
+    problem = _random_problem(9, num_queries=7, num_database=50)
+    expected = _all_metrics(problem, ties=ties)
+    # Chunks of 3 queries and, for histograms, blocks of 16 items; the last ones are short.
+    items = 16 if ties == "average" else 50
+    chex.clear_trace_counter()
+    monkeypatch.setattr(retrieval, "_MAX_DATABASE_BLOCK", 16)
+    monkeypatch.setattr(retrieval, "MAX_WORKING_BYTES", 3 * items * retrieval._BYTES_PER_PAIR)
+    for name in ("_count_levels", "_levels_and_relevance"):
+        function = getattr(retrieval, name).__wrapped__
+        monkeypatch.setattr(retrieval, name, jax.jit(chex.assert_max_traces(n=1)(function)))
+    padded = []
+
+    def pad(rows, size, inner=retrieval._pad):
+        padded.append((len(rows), size))
+        return inner(rows, size)
+
+    monkeypatch.setattr(retrieval, "_pad", pad)
+    np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
+    assert set(padded) == {(3, 3), (1, 3)} | ({(16, 16), (2, 16)} if ties == "average" else set())
+
+
+def test_arrays_of_any_kind_give_the_same():
+    problem = _random_problem(10, num_database=30)
+    expected = _all_metrics(problem, ties="average")
+    for convert in (jax.numpy.asarray, lambda rows: rows.astype(np.int8), np.float64):
+        actual = _all_metrics([convert(rows) for rows in problem], ties="average")
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_edges(ties):
+    one, label = np.ones((1, 8)), np.ones((1, 2))
+    nothing = np.zeros((1, 2))
+    # One query, one item; the same with every bit flipped: the rank is one all the same.
+    assert retrieval.map_at_k(one, one, label, label, ties=ties) == 1
+    assert retrieval.map_at_k(one, -one, label, label, k=3, ties=ties) == 1
+    for problem in ((one, one, nothing, label), (one, one, label, nothing)):
+        np.testing.assert_array_equal(_all_one(problem, ties=ties), 0)
+    np.testing.assert_array_equal(_all_one((one, one, label, label), ties=ties)[-2:], 1)
+
+
+def _all_one(problem, *, ties):
+    """The metrics of a database of one item."""
+    curve = retrieval.precision_recall_curve(*problem, recall_levels=[0.5, 1], ties=ties)
+    precision = retrieval.precision_at_n(*problem, cutoffs=[1], ties=ties)
+    return [*curve["precision"], retrieval.map_at_k(*problem, ties=ties), *precision]
+
+
+def test_default_recall_levels_are_percents_in_float64():
+    # 100 relevant items alone: 0.29 * 100 is a little below 29, and the hits are truncated.
+    codes, labels = np.ones((100, 1)), np.ones((100, 1))
+    curve = retrieval.precision_recall_curve(codes[:1], codes, labels[:1], labels, ties="index")
+    assert curve["recall"].shape == (100,) and curve["recall"][-1] == 1
+    np.testing.assert_allclose(curve["recall"], np.linspace(0.01, 1, 100), rtol=1e-15)
+    np.testing.assert_array_equal(curve["precision"], 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_codes": np.ones((2, 5))}, r"got shapes \(2, 5\), \(3, 4\)"),
+        ({"query_labels": np.ones((1, 2))}, "expected query_codes"),
+        ({"database_labels": np.ones((3, 3))}, "expected query_codes"),
+        ({"database_labels": np.ones(3)}, "multi-hot labels"),
+        ({"database_codes": np.ones((0, 4)), "database_labels": np.ones((0, 2))}, "none empty"),
+        ({"query_codes": np.full((2, 4), 0.9)}, "query_codes must hold .* 0.9; .*binarize"),
+        ({"database_codes": np.full((3, 4), np.nan)}, "database_codes must hold .* nan"),
+        ({"database_codes": np.ones((3, 4), np.uint8)}, "unpack_codes"),
+        ({"query_labels": np.full((2, 2), 3)}, "query_labels must hold .* 3; .*multi-hot"),
+        ({"k": 0}, "k must be .* got 0"),
+        ({"k": 2.5}, "k must be .* got 2.5"),
+        ({"ties": "stable"}, "unknown ties 'stable'; expected one of average, index"),
+        ({"normalizer": "all"}, "unknown normalizer 'all'; expected one of hits, min"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    arguments = {
+        "query_codes": np.ones((2, 4)),
+        "database_codes": np.ones((3, 4)),
+        "query_labels": np.ones((2, 2)),
+        "database_labels": np.ones((3, 2)),
+    }
+    with pytest.raises(ValueError, match=message):
+        retrieval.map_at_k(**(arguments | change))
+
+
+def test_bad_levels_cutoffs_and_histograms_are_refused():
+    problem = np.ones((2, 4)), np.ones((3, 4)), np.ones((2, 2)), np.ones((3, 2))
+    for levels in ([0.0, 1.0], [1.1], [np.nan], 0.5):
+        with pytest.raises(ValueError, match="recall_levels must be"):
+            retrieval.precision_recall_curve(*problem, recall_levels=levels)
+    for cutoffs in ([0], [4], [1.5], 2):
+        with pytest.raises(ValueError, match="from 1 to 3"):
+            retrieval.precision_at_n(*problem, cutoffs=cutoffs)
+    counts, relevant = retrieval.distance_histograms(*problem)
+    for wrong in (counts[:, :-1], counts[0], counts * 0, counts * [[1], [2]]):
+        with pytest.raises(ValueError, match="count one database"):
+            retrieval.expected_average_precision(
+                wrong, relevant if wrong.shape != relevant[0].shape else relevant[0]
+            )
+
+
+# --- the papers' own numbers ---
+
+
+def _metrics_case(name):
+    case = golden.load(name)
+    problem = tuple(case[key] for key in ("query_code", "db_code", "query_label", "db_label"))
+    # The tolerance reads "1e-9 absolute": its number comes first.
+    return case, problem, {"rtol": 0, "atol": case.tolerance("")}
+
+
+@pytest.mark.parametrize("name", golden.names("metrics_"))
+def test_golden_metrics(name):
+    case, problem, tolerance = _metrics_case(name)
+    actual = [retrieval.map_at_k(*problem, k=int(k), ties="index") for k in case["top_ks"]]
+    np.testing.assert_allclose(actual, case["map"], **tolerance)
+    for precision in case.group("pr_").values():
+        curve = retrieval.precision_recall_curve(
+            *problem, recall_levels=precision[:, 0], ties="index"
+        )
+        np.testing.assert_allclose(curve["precision"], precision[:, 1], **tolerance)
+    for key in ("top_n_precision", "top_n_default"):
+        if key in case.arrays:
+            cutoffs, precision = case[key].T
+            actual = retrieval.precision_at_n(*problem, cutoffs=cutoffs, ties="index")
+            np.testing.assert_allclose(actual, precision, **tolerance)
+
+
+@pytest.mark.parametrize("name", golden.names("metrics_"))
+def test_golden_metrics_averaged_over_ties_are_near(name):
+    # No official number: the average stays within the best and the worst order of ties.
+    case, (query_codes, database_codes, query_labels, database_labels), _ = _metrics_case(name)
+    k = int(case["top_ks"][-1])
+    extremes = []
+    for code, label in zip(query_codes, query_labels, strict=True):
+        distances = reference.hamming_distances(code, database_codes)
+        relevant = reference.relevance(label, database_labels)
+        for sign in (1, -1):
+            order = sorted(range(len(distances)), key=lambda i: (distances[i], sign * relevant[i]))
+            hits = [relevant[item] for item in order]
+            extremes.append(reference.average_precision(hits, k, "hits"))
+    worst, best = np.array(extremes).reshape(-1, 2).T
+    actual = retrieval.average_precision(
+        query_codes, database_codes, query_labels, database_labels, k=k
+    )
+    assert np.all(actual >= worst - 1e-12) and np.all(actual <= best + 1e-12)
+
+
+def test_golden_prosgan_metrics():
+    case, problem, tolerance = _metrics_case("prosgan_metrics")
+    actual = retrieval.map_at_k(*problem, ties="index")
+    np.testing.assert_allclose(actual, case["map"], **tolerance)
+    actual = [retrieval.map_at_k(*problem, k=int(k), ties="index") for k in case["topks"]]
+    np.testing.assert_allclose(actual, case["topmap"], **tolerance)
+
+
+@pytest.mark.parametrize("name", ["map_ties", "map_no_ties", "map_zero_and_missing"])
+def test_golden_formula_map(name):
+    formula = golden.formula(name)
+    problem = tuple(np.array(formula.inputs[key]) for key in ("qB", "rB", "qL", "rL"))
+    k, expected = formula.inputs["k"], formula.expected
+    tolerance = {"rtol": 0, "atol": formula.tolerance}
+    for suffix, length in (("all", None), ("k", k)):
+        actual = retrieval.average_precision(*problem, k=length, ties="index")
+        np.testing.assert_allclose(actual, expected[f"AP_{suffix}"], **tolerance)
+        actual = retrieval.map_at_k(*problem, k=length, ties="index")
+        np.testing.assert_allclose(actual, expected[f"MAP_{suffix}"], **tolerance)
+    actual = retrieval.average_precision(*problem, k=k)
+    np.testing.assert_allclose(actual, expected["AP_k_mean_over_ties"], **tolerance)
+    # The brute force of these tests has the same orders of ties.
+    for row, orders in enumerate(_orders(problem, ties="average")):
+        values = [reference.average_precision(one, k, "hits") for one in orders]
+        for which in (np.min, np.max, np.mean):
+            value = expected[f"AP_k_{which.__name__}_over_ties"][row]
+            np.testing.assert_allclose(which(values), value, **tolerance)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_golden_formula_pr_curve(ties):
+    formula = golden.formula("pr_curve")
+    inputs, expected = formula.inputs, formula.expected
+    problem = [
+        np.array(rows) for rows in ([inputs["q"]], inputs["R"], [inputs["ql"]], inputs["RL"])
+    ]
+    levels = np.arange(1, len(expected["recall"]) + 1) * inputs["interval"]
+    curve = retrieval.precision_recall_curve(*problem, recall_levels=levels, ties=ties)
+    for name in ("recall", "precision"):
+        np.testing.assert_allclose(curve[name], expected[name], rtol=0, atol=formula.tolerance)
+
+
+def test_golden_formula_pr_trunc():
+    formula = golden.formula("pr_trunc")
+    num_relevant = formula.inputs["tp"]
+    hits = np.array(formula.expected["hits"])
+    # Behind as many irrelevant items hit m has rank num_relevant + m: its precision tells m.
+    labels = np.repeat([[0], [1]], num_relevant, axis=0)
+    codes = np.ones((2 * num_relevant, 1))
+    levels = np.arange(1, len(hits) + 1) * formula.inputs["interval"]
+    curve = retrieval.precision_recall_curve(
+        codes[:1], codes, labels[-1:], labels, recall_levels=levels, ties="index"
+    )
+    expected = hits / (num_relevant + hits)
+    np.testing.assert_allclose(curve["precision"], expected, rtol=0, atol=formula.tolerance)
+
+
+def test_golden_formula_topn_precision():
+    formula = golden.formula("topn_precision")
+    relevant = np.array(formula.inputs["relevance_in_rank_order"])[:, None]
+    codes = np.ones((len(relevant), 1))
+    actual = retrieval.precision_at_n(
+        codes[:1], codes, np.ones((1, 1)), relevant, cutoffs=formula.inputs["N"], ties="index"
+    )
+    np.testing.assert_allclose(
+        actual, formula.expected["precision"], rtol=0, atol=formula.tolerance
+    )
