@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     config = _CONFIG.value.to_dict()
     jax.config.update("jax_default_matmul_precision", config["precision"])
-    tasks.run(config, _WORKDIR.value)
+    tasks.run(config, str(_WORKDIR.value))
 
 
 def _explain(error: Exception) -> None:

@@ -212,6 +212,8 @@ def pgd(
             f"alphas must hold one scale for each of the {num_steps} steps, "
             f"got shape {schedule.shape}; try alpha_schedule({num_steps})"
         )
+    # No steps leave the start as it is: the loop's body is traced all the same.
+    schedule = jnp.append(schedule, 1)
     loss_fn = code_loss(loss, targeted=targeted)
 
     def total_loss(adversarial: Array, step: Array, _: None) -> tuple[Array, None]:

@@ -211,7 +211,8 @@ def make_saat_update(
     attack_loss = attacks.code_loss(loss, targeted=False)
     aliased = bank == "aliased"
 
-    def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
+    def anchors(labels: Array, code_bank: objectives.CodeBank | None) -> Array:
+        assert code_bank is not None, "the state of SAAT training needs a code_bank"
         return mainstay.mainstay_codes(
             labels, code_bank.codes, code_bank.labels, weighting=weighting, ties=ties
         )

@@ -250,7 +250,11 @@ def normalize(images: Array, input_norm: bool) -> Array:
 
 
 class ConvNet(nn.Module):
-    """A small network for small images: four normalised convolutions and a global average.
+    """A small network for small images: normalised convolutions and a global maximum.
+
+    The pooled features are normalised once more before the hash layer: they are all positive,
+    and what they have in common would otherwise make all codes alike (on the bundled digits
+    MAP then stays near that of random codes).
 
     Attributes:
         num_bits: code length.
@@ -260,7 +264,7 @@ class ConvNet(nn.Module):
 
     num_bits: int
     input_norm: bool = True
-    widths: Sequence[int] = (32, 64, 128, 128)
+    widths: Sequence[int] = (16, 32, 64, 128)
 
     @nn.compact
     def __call__(
@@ -273,7 +277,7 @@ class ConvNet(nn.Module):
             x = nn.relu(BatchNorm(name=f"norm_{layer}")(x, training))
             if layer < len(self.widths) - 1:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
-        x = jnp.mean(x, axis=(1, 2))
+        x = BatchNorm(name="norm")(jnp.max(x, axis=(1, 2)), training)
         return jnp.tanh(alpha * Dense(self.num_bits, name="hash")(x))
 
 

@@ -35,7 +35,7 @@ def init_bank(bank_size: int, num_bits: int, num_classes: int) -> CodeBank:
 
 
 def update_bank(bank: CodeBank, soft_codes: Array, labels: Array, index: Array) -> CodeBank:
-    """Writes the rows of a batch. Rows whose index is not in the bank, padding, are dropped.
+    """Writes the rows of a batch. Rows of padding, whose index is `bank_size`, are dropped.
 
     Args:
         bank: the bank before the batch.
@@ -43,8 +43,11 @@ def update_bank(bank: CodeBank, soft_codes: Array, labels: Array, index: Array) 
         labels: `[batch, num_classes]` multi-hot.
         index: `[batch]` int rows of the training set, distinct but for padding.
     """
-    codes = bank.codes.at[index].set(jax.lax.stop_gradient(soft_codes), mode="drop")
-    return CodeBank(codes, bank.labels.at[index].set(labels, mode="drop"))
+    codes, bank_labels = jnp.asarray(bank.codes), jnp.asarray(bank.labels)
+    return CodeBank(
+        codes.at[index].set(jax.lax.stop_gradient(soft_codes), mode="drop"),
+        bank_labels.at[index].set(labels, mode="drop"),
+    )
 
 
 def similarity(labels: Array, bank_labels: Array) -> Array:

@@ -101,3 +101,155 @@ def perceptibility(image: np.ndarray, adversarial: np.ndarray) -> dict[str, floa
         "matrix_norm_linf": sum(row_norms) / channels,
         "matrix_norm_l2": sum(spectral_norms) / channels,
     }
+
+
+# --- mainstay codes ---
+
+
+def mainstay_weights(
+    label: np.ndarray, bank_labels: np.ndarray, weighting: str
+) -> tuple[list[float], list[float]]:
+    """One query's weights of the bank rows that vote for, and against, their own bits."""
+    similarities = []
+    for bank_label in bank_labels:
+        shared = sum(float(a) * float(b) for a, b in zip(label, bank_label, strict=True))
+        size = sum(float(a) ** 2 for a in label) * sum(float(b) ** 2 for b in bank_label)
+        similarities.append(shared / size**0.5 if shared else 0.0)
+    positives = sum(s > 0 for s in similarities)
+    scale = sum(similarities) if weighting == "similarity" else positives
+    negatives = len(similarities) - positives
+    return (
+        [s / scale if s > 0 else 0.0 for s in similarities],
+        [0.0 if s > 0 else 1 / negatives for s in similarities],
+    )
+
+
+def mainstay_votes(
+    label: np.ndarray, code_bank: np.ndarray, bank_labels: np.ndarray, weighting: str
+) -> list[float]:
+    """One query's votes on every bit."""
+    votes = [0.0] * code_bank.shape[1]
+    weights = mainstay_weights(label, bank_labels, weighting)
+    for code, attract, repel in zip(code_bank, *weights, strict=True):
+        for bit, entry in enumerate(code):
+            votes[bit] += (attract - repel) * float(entry)
+    return votes
+
+
+def mainstay_objective(
+    code: Sequence[float],
+    label: np.ndarray,
+    code_bank: np.ndarray,
+    bank_labels: np.ndarray,
+    weighting: str,
+) -> float:
+    """Psi of Theorem 1: weighted distance to the positives less that to the negatives."""
+    attract, repel = mainstay_weights(label, bank_labels, weighting)
+    distances = hamming_distances(np.asarray(code), code_bank)
+    return sum((a - r) * d for a, r, d in zip(attract, repel, distances, strict=True))
+
+
+# --- attacks ---
+
+
+def code_loss(name: str, soft_code: np.ndarray, target_code: np.ndarray, targeted: bool) -> float:
+    """One example's attack loss."""
+    agreements = [float(a) * float(b) for a, b in zip(soft_code, target_code, strict=True)]
+    if name == "mean":
+        value = sum(agreements) / len(agreements)
+    else:
+        kept = [s for s in agreements if (s < 0.5 if targeted else s > -0.5)]
+        value = sum((s + 2) * s for s in kept) / len(kept) if kept else 0.0
+    return -value if targeted else value
+
+
+def linear_attack(
+    weights: np.ndarray,
+    bias: np.ndarray,
+    image: np.ndarray,
+    start: np.ndarray,
+    target_code: np.ndarray,
+    *,
+    epsilon: float,
+    step_size: float,
+    alphas: Sequence[float],
+    loss: str,
+    targeted: bool,
+) -> np.ndarray:
+    """PGD in float64 on one flat image of the model tanh(alpha (W x + b)), gradient by hand."""
+    delta = np.clip(image + np.clip(start - image, -epsilon, epsilon), 0, 1) - image
+    for alpha in alphas:
+        code = np.tanh(alpha * (weights @ (image + delta) + bias))
+        agreement = code * target_code
+        slope = np.ones_like(code)
+        if loss == "focused":
+            kept = agreement < 0.5 if targeted else agreement > -0.5
+            slope = kept * (2 * agreement + 2)
+        gradient = ((slope * target_code) * (1 - code**2) * alpha) @ weights
+        delta = delta + step_size * np.sign(gradient) * (1 if targeted else -1)
+        delta = np.clip(image + np.clip(delta, -epsilon, epsilon), 0, 1) - image
+    return image + delta
+
+
+def target_candidates(label: np.ndarray, database_labels: np.ndarray) -> list[tuple[int, ...]]:
+    """One query's possible target labels: sorted, distinct, not empty, without a shared label."""
+    distinct = sorted({tuple(int(x) for x in row) for row in database_labels})
+    return [
+        row
+        for row in distinct
+        if any(row) and not any(a and b for a, b in zip(label, row, strict=True))
+    ]
+
+
+# --- objectives ---
+
+
+def dph(
+    soft_code: np.ndarray, label: np.ndarray, bank_codes: np.ndarray, bank_labels: np.ndarray
+) -> float:
+    """One example's DPH loss."""
+    total = 0.0
+    for code, shared in zip(bank_codes, relevance(label, bank_labels), strict=True):
+        agreement = sum(float(a) * float(b) for a, b in zip(soft_code, code, strict=True))
+        total += (agreement / len(soft_code) - (1 if shared else -1)) ** 2
+    return total / len(bank_codes)
+
+
+# --- network layers ---
+
+
+def convolve(images: np.ndarray, kernel: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """Convolution of `[batch, height, width, in]` with `[rows, columns, in, out]`, windowwise."""
+    size = kernel.shape[0]
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((n - size) // stride + 1 for n in padded.shape[1:3])
+    output = np.zeros((len(images), height, width, kernel.shape[3]))
+    for b, i, j in itertools.product(range(len(images)), range(height), range(width)):
+        window = padded[b, i * stride : i * stride + size, j * stride : j * stride + size]
+        output[b, i, j] = [(window * kernel[..., out]).sum() for out in range(kernel.shape[3])]
+    return output
+
+
+def adaptive_average_pool(images: np.ndarray, size: int) -> np.ndarray:
+    """Cell by cell: the mean from floor(i n / size) up to ceil((i + 1) n / size)."""
+    batch, height, width, channels = images.shape
+    output = np.zeros((batch, size, size, channels))
+    for i, j in itertools.product(range(size), range(size)):
+        top, bottom = int(np.floor(i * height / size)), int(np.ceil((i + 1) * height / size))
+        left, right = int(np.floor(j * width / size)), int(np.ceil((j + 1) * width / size))
+        output[:, i, j] = images[:, top:bottom, left:right].mean((1, 2))
+    return output
+
+
+def batch_norm(images: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training mode, scale one and bias zero: (output, mean, unbiased variance) by channel."""
+    output = np.zeros(images.shape)
+    means, variances = [], []
+    for channel in range(images.shape[-1]):
+        values = np.asarray(images[..., channel], np.float64)
+        mean = values.sum() / values.size
+        square = ((values - mean) ** 2).sum()
+        output[..., channel] = (values - mean) / (square / values.size + epsilon) ** 0.5
+        means.append(mean)
+        variances.append(square / (values.size - 1))
+    return output, np.array(means), np.array(variances)

@@ -322,9 +322,7 @@ def _check(
         remedy = "Restore the files, or mend their paths with remap."
         _note(problems, file, "missing images", listing.among(missing), remedy)
         remedy = "Restore them, or leave them out with skip_corrupt."
-        _note(
-            problems, file, "images that are no whole JPEG or PNG", listing.among(corrupt), remedy
-        )
+        _note(problems, file, "undecodable JPEG or PNG images", listing.among(corrupt), remedy)
         cells = np.argwhere((split.labels != 0) & (split.labels != 1))
         examples = [
             f"{listing.unit} {listing.numbers[row]}, column {column + 1}: "

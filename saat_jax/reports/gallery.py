@@ -68,11 +68,11 @@ def _grid(run: Run, records: Sequence[Record]) -> str:
     columns = range(min(_MAX_QUERIES, *(len(images) for _, images in rows)))
     head = "<td></td>"
     for i in columns:
-        title = _class_names(examples[0], "labels", i)
+        title = markup.text(_class_names(examples[0], "labels", i))
         if records[0]["targeted"]:
             target = _class_names(examples[0], "target_labels", i)
-            title += f" \N{RIGHTWARDS ARROW} {target}"
-        head += f'<th scope="col">{markup.text(title)}</th>'
+            title += f"<br>\N{RIGHTWARDS ARROW} {markup.text(target)}"
+        head += f'<th scope="col">{title}</th>'
     body = ""
     for label, images in rows:
         body += f'<tr><th scope="row">{markup.text(label)}</th>'

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from saat_jax.reports import figures, gallery, markup, tables
-from saat_jax.reports.records import Run, display_name, is_benign, load_run
+from saat_jax.reports.records import Run, display_name, load_run
 from saat_jax.reports.style import CSS
 
 # A chart, and its PNG by theme.
@@ -152,7 +152,7 @@ def _answer(comparison: tables.Comparison) -> str:
     if "-" in before:
         return "Not known yet: the pretrained model has not been judged clean and under attack."
     answer = f"An attack takes the system's MAP from {before[0]} to {before[1]}."
-    if "-" in after:
+    if "-" in after or not comparison.comparable:
         return f"{answer} Whether training wins it back is not known yet."
     return (
         f"{answer} After adversarial training it leaves {after[1]}, and MAP on clean queries goes "
@@ -161,10 +161,9 @@ def _answer(comparison: tables.Comparison) -> str:
 
 
 def _tiles(run: Run, comparison: tables.Comparison) -> str:
-    attacks = [r for r in run.records if not is_benign(r) and not r["targeted"]]
-    strength = tables.query_label(attacks[0]) if attacks else "not yet run"
-    if comparison.num_attacks > 1:
-        strength = f"worst of {comparison.num_attacks} attacks"
+    strength = "".join(comparison.attacks) or "not yet known"
+    if len(comparison.attacks) > 1:
+        strength = f"worst of {len(comparison.attacks)} attacks"
     name = comparison.model or "hardened"
     gain = tables.times(comparison.attacked_before, comparison.attacked_after)
     cost = tables.points(comparison.clean_before, comparison.clean_after).replace("-", _MINUS)

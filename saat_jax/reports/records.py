@@ -172,5 +172,5 @@ def _load_examples(path: pathlib.Path) -> Examples:
         ) from error
     absent = [name for name in _EXAMPLE_ARRAYS if name not in examples]
     if absent:
-        raise ValueError(f"{path}: expected the arrays {_EXAMPLE_ARRAYS}, without {absent}")
+        raise ValueError(f"{path} lacks the arrays {absent}; delete it and evaluate again")
     return examples

@@ -49,12 +49,14 @@ p { margin: 0 0 1rem; max-width: 44rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.94rem;
   font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; font-size: 0.9rem; padding: 0 0 0.6rem; }
+/* Where a table is wider than the screen, its caption is not. */
+caption span { display: block; max-width: calc(100vw - 2.2rem); }
 th, td { padding: 0.45rem 0 0.45rem 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-weight: 400; vertical-align: baseline; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
+tbody th[scope=row] { white-space: normal; min-width: 8.5rem; }
 thead th { color: var(--muted); font-size: 0.85rem; vertical-align: bottom; }
 tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; text-align: left; }
-td.text { text-align: left; }
 .scroll + .scroll { margin-top: 2.5rem; }
 .terms { font-size: 0.9rem; }
 .terms dt { font-weight: 600; }
@@ -72,9 +74,9 @@ img { display: block; }
 .grid { width: auto; }
 .grid th, .grid td { border: 0; padding: 0 0 0.5rem 0.5rem; text-align: left; white-space: normal;
   vertical-align: middle; }
-.grid th:first-child { min-width: 7rem; padding: 0 0.5rem 0.5rem 0; font-size: 0.9rem; }
+.grid th:first-child { min-width: 5.5rem; padding: 0 0.5rem 0.5rem 0; font-size: 0.9rem; }
 .grid thead th { vertical-align: bottom; }
-.grid img { width: clamp(4.5rem, 12vw, 8.5rem); border-radius: 2px; }
+.grid img { width: clamp(3.75rem, 12vw, 8.5rem); border-radius: 2px; }
 
 .query { padding: 1.25rem 0 0.75rem; border-top: 1px solid var(--rule); }
 .query h3 { margin: 0 0 1rem; }
@@ -104,6 +106,7 @@ pre { padding: 1rem 1.25rem; background: var(--card); border-radius: 0.6rem; ove
   .tiles { grid-template-columns: 1fr 1fr; gap: 0.6rem; }
   .tiles div { padding: 0.9rem 1rem; }
   .tiles .value { font-size: 1.75rem; }
+  th, td { padding-left: 0.9rem; }
   .strip { grid-template-columns: 1fr 5.6fr; gap: 0.4rem 0.6rem; margin-bottom: 1.5rem; }
   .strip p { grid-column: 1 / -1; }
   .strip p span { display: inline; margin-left: 0.5em; }

@@ -29,7 +29,8 @@ class Row:
 class Comparison:
     """MAP of `pretrained` (before) and of another model (after), clean and attacked.
 
-    Attacked is the worst of the attacks that both models stood; None is "not known".
+    Attacked is the worst of `attacks`, which are those that both models stood; where there is no
+    such attack, those on `pretrained`. None is "not known".
     """
 
     model: str | None
@@ -37,7 +38,7 @@ class Comparison:
     clean_after: float | None
     attacked_before: float | None
     attacked_after: float | None
-    num_attacks: int
+    attacks: list[str]
     comparable: bool
 
 
@@ -93,16 +94,16 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
     comparisons = []
     for model in others or [None]:
         pair = {BASE_MODEL, model} - {None}
-        attacked = [row.values for row in rows if row.is_attack]
-        attacked = [values for values in attacked if pair <= set(values)] or attacked
+        attacked = [row for row in rows if row.is_attack and BASE_MODEL in row.values]
+        shared = [row for row in attacked if model in row.values]
         comparisons.append(
             Comparison(
                 model,
                 clean.get(BASE_MODEL),
                 clean.get(model or ""),
-                min((v[BASE_MODEL] for v in attacked if BASE_MODEL in v), default=None),
-                min((v[model] for v in attacked if model in v), default=None),
-                len(attacked),
+                min((row.values[BASE_MODEL] for row in shared or attacked), default=None),
+                min((row.values[model or ""] for row in shared), default=None),
+                [row.label for row in shared or attacked],
                 len(_protocols(r for r in records if r["model"] in pair)) == 1,
             )
         )
@@ -118,7 +119,7 @@ def gain_line(comparison: Comparison) -> str | None:
     name = "hardening" if comparison.model == "hardened" else comparison.model
     if not comparison.comparable:
         return f"{name}: not compared with {BASE_MODEL}, as their protocols differ"
-    worst = f" (worst of {comparison.num_attacks})" if comparison.num_attacks > 1 else ""
+    worst = f" (worst of {len(comparison.attacks)})" if len(comparison.attacks) > 1 else ""
     return (
         f"{name}: attacked MAP{worst} {percent(attacked[0], 1)} -> {percent(attacked[1], 1)}"
         f"{_in_brackets(times(*attacked))}, clean MAP {percent(clean[0], 1)} -> "

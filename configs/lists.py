@@ -1,0 +1,57 @@
+r"""The whole chain on images named by list files: your own, or a set in the papers' format.
+
+    python -m launch.main --config configs/lists.py --workdir runs/mine --config.data.root=FOLDER
+    python -m launch.main --config configs/lists.py:small --workdir runs/mine \
+        --config.data.root=FOLDER
+
+FOLDER holds, for each split of train, test (the queries) and database, either SPLIT_img.txt and
+SPLIT_label.txt, or SPLIT.txt with path and labels on a line (see README, "Your own images").
+
+Variants: "" is AlexNet at 224 pixels with the papers' schedules (100 + 20 epochs: for a GPU),
+"small" is a convolutional network at 64 pixels for a CPU, "frozen" only trains briefly and
+attacks AlexNet at 224 pixels (for a CPU).
+
+RESULT_PLACEHOLDER
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+_VARIANTS = ("", "small", "brief")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is one of `_VARIANTS`."""
+    if variant not in _VARIANTS:
+        raise ValueError(
+            f"unknown variant {variant!r} of configs/lists.py; expected one of {_VARIANTS}"
+        )
+    config = common.get_base()
+    config.data = dict(
+        source="lists",
+        # Folder of the lists; paths in them are relative to it.
+        root=config_dict.required_placeholder(str),
+        image_size=224,
+        resize=256,
+        # Leave out images that cannot be decoded, counted, instead of stopping.
+        skip_corrupt=False,
+    )
+    if variant == "small":
+        config.data.image_size = 64
+        config.data.resize = config_dict.placeholder(int)
+        config.model.name = "convnet"
+        config.model.widths = (32, 64, 128, 256)
+        config.pretrain.update(num_epochs=20, evaluate_every=5)
+        config.pretrain.schedule.update(name="cosine", learning_rate=3e-3)
+        config.pretrain.optimizer = dict(name="adam", weight_decay=0.0)
+        config.defense.update(num_epochs=8, evaluate_every=4)
+        config.defense.schedule.update(name="cosine", learning_rate=3e-3)
+        config.defense.optimizer = dict(name="adam", weight_decay=0.0)
+    if variant == "brief":
+        config.task = "train_hash"
+        config.pretrain.update(num_epochs=3, evaluate_every=1)
+        config.pretrain.schedule.update(name="cosine", learning_rate=0.01)
+        config.evaluation.batch_size = 32
+    return config

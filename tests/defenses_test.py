@@ -1,0 +1,605 @@
+"""Training updates: plain hashing and SAAT, by hand, against the released code, over devices."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from saat_jax import (
+    attacks,
+    defenses,
+    hamming,
+    mainstay,
+    networks,
+    objectives,
+    parallel,
+    retrieval,
+    training,
+)
+from tests import golden, tiny
+
+DPH = objectives.OBJECTIVES["dph"]
+SAAT = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
+BANK_SIZE, NUM_BITS, NUM_CLASSES = 20, 6, 4
+
+
+class LinearNet(nn.Module):
+    """tanh(alpha * (W x + b)) of the pixels in (C, H, W) order."""
+
+    num_bits: int
+
+    @nn.compact
+    def __call__(self, images, alpha=1.0, *, training=None):
+        pixels = networks.flatten_channels_first(images)
+        return jnp.tanh(alpha * networks.Dense(self.num_bits, name="hash")(pixels))
+
+
+class MeetingNet(nn.Module):
+    """Has the layers in which rows of a batch could influence each other, or draw noise."""
+
+    num_bits: int
+
+    @nn.compact
+    def __call__(self, images, alpha=1.0, *, training=None):
+        x = networks.Conv(4, 3, padding=1, name="conv")(images)
+        x = jnp.tanh(networks.BatchNorm(name="norm")(x, training))
+        x = networks.dropout(x.reshape(len(x), -1), training, rate=0.5, layer=0)
+        return jnp.tanh(alpha * networks.Dense(self.num_bits, name="hash")(x))
+
+
+def _on_one_device(update):
+    """The update as `parallel.pmap_update` maps it, over the first device alone."""
+    mapped = jax.pmap(
+        functools.partial(update, axis_name=parallel.AXIS),
+        axis_name=parallel.AXIS,
+        devices=jax.devices()[:1],
+    )
+
+    def run(state, batch):
+        row = functools.partial(jax.tree.map, lambda x: np.asarray(x)[None])
+        return jax.tree.map(lambda x: np.asarray(x)[0], mapped(row(state), row(batch)))
+
+    return run
+
+
+def _on_all_devices(update):
+    mapped = parallel.pmap_update(update)
+
+    def run(state, batch):
+        state, metrics = mapped(parallel.replicate(state), parallel.shard_batch(batch))
+        return parallel.unreplicate(state), parallel.unreplicate(metrics)
+
+    return run
+
+
+def _optimizer(learning_rate=0.1, momentum=0.9):
+    return training.make_optimizer(
+        "sgd", lambda _: learning_rate, num_steps=1, momentum=momentum, weight_decay=5e-4
+    )
+
+
+def _state(model, optimizer, *, saat, image_size=8):
+    rng = np.random.default_rng(0)
+    codes = rng.choice([-1.0, 1.0], (BANK_SIZE, NUM_BITS)).astype(np.float32)
+    labels = (rng.random((BANK_SIZE, NUM_CLASSES)) < 0.4).astype(np.float32)
+    bank = objectives.CodeBank(codes, labels)
+    variables = networks.init_variables(model, jax.random.key(0), image_size=image_size)
+    return defenses.init_state(variables, optimizer, bank, bank if saat else None)
+
+
+def _batch(seed, *, num_real=13, rows=16, image_size=8):
+    """A batch of which the last rows are padding, so that 8 devices get unequal shares."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(rows) < num_real
+    index = np.append(rng.permutation(BANK_SIZE), [BANK_SIZE] * rows)[:rows]
+    return {
+        "image": rng.random((rows, image_size, image_size, 3), np.float32),
+        "label": (rng.random((rows, NUM_CLASSES)) < 0.4).astype(np.float32),
+        "index": np.where(mask, index, BANK_SIZE).astype(np.int32),
+        "mask": mask.astype(np.float32),
+    }
+
+
+@functools.cache
+def _case(kind):
+    """(update, first state) of a kind, on the network in which rows could meet."""
+    model, optimizer = MeetingNet(NUM_BITS), _optimizer()
+    state = _state(model, optimizer, saat=kind != "hashing")
+    if kind == "hashing":
+        return defenses.make_hashing_update(model, DPH, optimizer, seed=3), state
+    steps = {"saat": 1, "saat7": 7}[kind]
+    settings = SAAT | {"num_steps": steps}
+    return defenses.make_saat_update(model, DPH, optimizer, seed=3, **settings), state
+
+
+@functools.cache
+def _runner(kind, devices):
+    return {1: _on_one_device, 8: _on_all_devices}[devices](_case(kind)[0])
+
+
+def _assert_same_bits(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# --- plain hashing ---
+
+
+def test_hashing_update_worked_by_hand():
+    # One bit, two unlike images. With tanh(w) = 0.5 their codes are u = (0.5, -0.5), so that
+    # u_i u_j = (0.25, -0.25; -0.25, 0.25) against (1, -1; -1, 1): each row loses 0.75^2.
+    # d loss_1 / d u_1 = mean_j 2 (u_1 u_j - s_1j) u_j = (2 * -0.75 * 0.5 + 2 * 0.75 * -0.5) / 2
+    # = -0.75; halved by the mean over rows, times 1 - u^2 = 0.75: -0.28125 for the weight of
+    # the first pixel and, by symmetry, +0.28125 for that of the second. The bias gets both.
+    weight = np.arctanh(0.5)
+    params = {"hash": {"kernel": np.array([[weight], [-weight], [0]]), "bias": np.zeros(1)}}
+    params = jax.tree.map(np.float32, params)
+    optimizer = optax.sgd(1.0)
+    state = defenses.init_state({"params": params}, optimizer, objectives.init_bank(4, 1, 2))
+    batch = {
+        "image": np.eye(3, dtype=np.float32)[[0, 1, 2]].reshape(3, 1, 1, 3),
+        "label": np.array([[1, 0], [0, 1], [1, 1]], np.float32),
+        "index": np.array([3, 0, 4], np.int32),
+        "mask": np.array([1, 1, 0], np.float32),
+    }
+    # The two rows of the bank that nobody has seen cost (0 + 1)^2 each.
+    expected_loss = (2 * 0.75**2 + 2) / 4
+    expected_step = 0.28125 * 2 / 4
+    update = defenses.make_hashing_update(LinearNet(1), DPH, optimizer, seed=0)
+    state, metrics = _on_one_device(update)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-6)
+    kernel = [[weight + expected_step], [-weight - expected_step], [0]]
+    np.testing.assert_allclose(state.params["hash"]["kernel"], kernel, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(state.params["hash"]["bias"], [0], atol=1e-7)
+    np.testing.assert_allclose(state.bank.codes, [[-0.5], [0], [0], [0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(state.bank.labels, [[0, 1], [0, 0], [0, 0], [1, 0]])
+    assert state.step == 1 and state.step.dtype == np.int32
+    assert state.code_bank is None
+
+
+def test_golden_train_hashing_dph():
+    case = golden.load("train_hashing_dph")
+    constants, index = case.constants, case["index"]
+    num_steps, size = index.shape
+    num_train, num_classes = case["labels"].shape
+    num_epochs, num_bits = constants["n_epochs"], case["U_end"].shape[1]
+    weights = case.group("w0.")
+    model = tiny.tiny_net(weights)
+    schedule = training.epoch_schedule(
+        constants["lr"], num_epochs=num_epochs, steps_per_epoch=num_steps // num_epochs
+    )
+    optimizer = training.make_optimizer(
+        "sgd",
+        schedule,
+        num_steps=num_steps,
+        momentum=constants["momentum"],
+        weight_decay=constants["weight_decay"],
+    )
+    bank = objectives.init_bank(num_train, num_bits, num_classes)
+    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, bank)
+    run = _on_one_device(defenses.make_hashing_update(model, DPH, optimizer, seed=0))
+    images, losses = golden.nhwc(case["images"]), []
+    for step in range(num_steps):
+        batch = _golden_batch(case, images, step, size)
+        np.testing.assert_allclose(schedule(step), case["lr"][step], rtol=1e-9)
+        state, metrics = run(state, batch)
+        losses.append(metrics["loss"])
+        if (step + 1) % (num_steps // num_epochs) == 0:
+            epoch = step // (num_steps // num_epochs)
+            _assert_weights(state.params, case, epoch, case.tolerance("weights max abs"))
+    np.testing.assert_allclose(losses, case["loss"], rtol=case.tolerance("loss rel"))
+    # A code sums over a layer of weights.
+    atol = 10 * case.tolerance("weights max abs")
+    np.testing.assert_allclose(state.bank.codes, case["U_end"], atol=atol)
+    np.testing.assert_array_equal(state.bank.labels, case["labels"])
+
+    encode = jax.jit(networks.make_encode_fn(model))
+    codes = {}
+    for split in ("test", "database"):
+        soft_codes = encode({"params": state.params}, golden.nhwc(case[f"{split}_images"]))
+        codes[split] = np.asarray(hamming.binarize(soft_codes))
+        sure = np.abs(soft_codes) > case.tolerance("|output|>")
+        assert sure.mean() > 0.9
+        np.testing.assert_array_equal(codes[split][sure], case[f"{split}_code"][sure])
+    score = retrieval.map_at_k(
+        codes["test"],
+        codes["database"],
+        case["test_labels"],
+        case["database_labels"],
+        k=5000,
+        ties="index",
+    )
+    np.testing.assert_allclose(score, case["map"], atol=case.tolerance("map abs"))
+
+
+def _golden_batch(case, images, step, size):
+    """The recorded rows of a step; the last, short batch of an epoch is padded."""
+    mask = np.arange(size) < case["batch_size"][step]
+    rows = np.where(mask, case["index"][step], 0)
+    return {
+        "image": images[rows],
+        "label": case["labels"][rows],
+        "index": np.where(mask, rows, len(images)).astype(np.int32),
+        "mask": mask.astype(np.float32),
+    }
+
+
+def _assert_weights(params, case, epoch, atol):
+    expected = case.group(f"w_epoch{epoch}.")
+    actual = tiny.tiny_weights(params)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+# --- SAAT ---
+
+
+def _golden_saat(case, bank):
+    """Trains as the recorded run did; yields (step, state before, batch, state, metrics)."""
+    constants = case.constants
+    num_steps, size = case["index"].shape
+    weights = case.group("w0.")
+    schedule = training.milestone_schedule(constants["lr"], num_steps=num_steps)
+    optimizer = training.make_optimizer(
+        "sgd",
+        schedule,
+        num_steps=num_steps,
+        momentum=constants["momentum"],
+        weight_decay=constants["weight_decay"],
+    )
+    start = objectives.CodeBank(case["train_code"], case["labels"])
+    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, start, start)
+    update = defenses.make_saat_update(
+        tiny.tiny_net(weights),
+        DPH,
+        optimizer,
+        seed=0,
+        epsilon=constants["eps"],
+        step_size=constants["step"] / 255,
+        num_steps=constants["iteration"],
+        adversarial_weight=constants["p_lambda"],
+        quantization_weight=constants["p_mu"],
+        bank=bank,
+        ties="zero",
+    )
+    run, images = _on_one_device(update), golden.nhwc(case["images"])
+    for step in range(num_steps):
+        np.testing.assert_allclose(schedule(step), case["lr"][step], rtol=1e-9)
+        batch = _golden_batch(case, images, step, size)
+        batch["start"] = batch["image"] + golden.nhwc(case["uniform_delta"][step])
+        before, (state, metrics) = state, run(state, batch)
+        yield step, before, batch, state, metrics
+
+
+def _inner_codes(state, batch):
+    return np.asarray(
+        mainstay.mainstay_codes(
+            batch["label"], state.code_bank.codes, state.code_bank.labels, ties="zero"
+        )
+    )
+
+
+def test_golden_train_saat_dph():
+    case = golden.load("train_saat_dph")
+    constants, num_epochs = case.constants, case.constants["epochs"]
+    steps_per_epoch = len(case["index"]) // num_epochs
+    encode_fn = networks.make_encode_fn(tiny.tiny_net(case.group("w0.")))
+    attack = jax.jit(
+        functools.partial(
+            attacks.pgd,
+            encode_fn,
+            epsilon=constants["eps"],
+            step_size=constants["step"] / 255,
+            num_steps=constants["iteration"],
+            targeted=False,
+            loss="mean",
+        )
+    )
+    images = golden.nhwc(case["images"])
+    codes = encode_fn(tiny.tiny_variables(case.group("w0.")), images)
+    np.testing.assert_array_equal(hamming.binarize(codes), case["train_code"])
+    weights_atol = case.tolerance("weights after epoch: max abs")
+    # A code sums over a layer of weights.
+    codes_atol = 10 * weights_atol
+    for step, before, batch, state, metrics in _golden_saat(case, "aliased"):
+        valid = case["batch_size"][step]
+        np.testing.assert_allclose(
+            before.code_bank.codes, case["U_ben_before"][step], atol=codes_atol
+        )
+        signs = int((np.abs(before.code_bank.codes) == 1).all(axis=1).sum())
+        assert signs == constants["bank_rows_that_are_pure_sign_before_each_step"][step]
+        inner = _inner_codes(before, batch)
+        np.testing.assert_array_equal(inner[:valid], case["mainstay_attack"][step][:valid])
+        adversarial = attack(
+            {"params": before.params},
+            batch["image"],
+            inner,
+            jax.random.key(0),
+            start=batch["start"],
+        )
+        expected = golden.nhwc(case["adv_query"][step])
+        difference = np.abs(np.asarray(adversarial) - expected)[:valid]
+        assert np.mean(difference < case.tolerance("|diff|<")) >= case.tolerance("adv_query: >=")
+
+        phrase = "losses rel" if step else "first step"
+        rtol = case.tolerance(phrase)
+        np.testing.assert_allclose(metrics["loss"], case["loss"][step], rtol=rtol)
+        for name, term in (("objective", "ben"), ("adversarial", "adv"), ("quantization", "qua")):
+            np.testing.assert_allclose(
+                metrics[f"{name}_loss"], case[term][step], rtol=rtol, atol=rtol, err_msg=name
+            )
+        if (step + 1) % steps_per_epoch == 0:
+            _assert_weights(state.params, case, step // steps_per_epoch, weights_atol)
+    np.testing.assert_allclose(state.code_bank.codes, case["U_ben_end"], atol=codes_atol)
+    _assert_same_bits(state.code_bank, state.bank)
+
+
+def test_golden_train_saat_dph_with_a_bank_of_signs_is_another_algorithm():
+    case = golden.load("train_saat_dph")
+    differing = 0
+    for step, before, batch, state, _ in _golden_saat(case, "sign"):
+        assert set(np.unique(state.code_bank.codes)) == {-1.0, 1.0}
+        assert np.abs(state.bank.codes[batch["index"][batch["mask"] > 0]]).max() < 1
+        valid = case["batch_size"][step]
+        differing += np.sum(
+            _inner_codes(before, batch)[:valid] != case["mainstay_attack"][step][:valid]
+        )
+    assert differing > 0
+
+
+@pytest.mark.parametrize(
+    ("bank", "expected_name"), [("aliased", "released_alias"), ("sign", "intended")]
+)
+def test_golden_formula_int_saat_step(bank, expected_name):
+    formula = golden.formula("int_saat_step")
+    inputs = {
+        name: np.array(value, np.float32)
+        for name, value in formula.inputs.items()
+        if name not in ("model", "index")
+    }
+    expected = formula.expected[expected_name]
+    images = golden.nhwc(inputs["x_NCHW"])
+    # Constants of the step that the vector names in words: SPEC 6.1.
+    optimizer = training.make_optimizer("sgd", lambda _: 0.05, num_steps=1, weight_decay=1e-5)
+    update = defenses.make_saat_update(
+        LinearNet(len(inputs["b"])),
+        DPH,
+        optimizer,
+        seed=0,
+        epsilon=float(inputs["eps"]),
+        step_size=2 / 255,
+        num_steps=7,
+        bank=bank,
+        ties="zero",
+    )
+    start = objectives.CodeBank(inputs["bank0"], inputs["train_labels"])
+    params = {"hash": {"kernel": inputs["W"].T, "bias": inputs["b"]}}
+    batch = {
+        "image": images,
+        "label": inputs["labels"],
+        "index": np.array(formula.inputs["index"], np.int32),
+        "mask": np.ones(len(images), np.float32),
+        "start": images + golden.nhwc(inputs["delta0"]),
+    }
+    state = defenses.init_state({"params": params}, optimizer, start, start)
+    state, metrics = _on_one_device(update)(state, batch)
+    formula.assert_close(metrics["loss"], expected["loss"])
+    formula.assert_close(metrics["objective_loss"], expected["loss_ben"])
+    formula.assert_close(metrics["adversarial_loss"], expected["loss_adv"])
+    formula.assert_close(metrics["quantization_loss"], expected["loss_qua"])
+    formula.assert_close(state.params["hash"]["kernel"].T, expected["W_new"])
+    formula.assert_close(state.params["hash"]["bias"], expected["b_new"])
+    formula.assert_close(state.code_bank.codes, expected["mainstay_bank_after"])
+
+
+def test_golden_formula_saat_outer():
+    formula = golden.formula("saat_outer")
+    codes = np.array(formula.inputs["adv"], np.float32)
+    wanted = np.array(formula.inputs["mainstay"], np.float32)
+    rows, num_bits = codes.shape
+    # The image of row i lights one pixel, whose weights give it the soft code of row i.
+    height = -(-rows // 3)
+    pixels = np.zeros((rows, 3, height, 1), np.float32)
+    pixels.reshape(rows, -1)[np.arange(rows), np.arange(rows)] = 1
+    kernel = np.zeros((3 * height, num_bits), np.float32)
+    kernel[:rows] = np.arctanh(codes)
+    params = {"hash": {"kernel": kernel, "bias": np.zeros(num_bits, np.float32)}}
+    # A bank whose rows sum to zero: the votes of row i are its own bank row's, scaled.
+    bank = objectives.CodeBank(
+        np.concatenate([wanted, -wanted.sum(0, keepdims=True)]), np.eye(rows + 1, dtype=np.float32)
+    )
+    optimizer = optax.sgd(0.0)
+    update = defenses.make_saat_update(
+        LinearNet(num_bits),
+        DPH,
+        optimizer,
+        seed=0,
+        epsilon=0.0,
+        step_size=0.0,
+        num_steps=0,
+        ties="zero",
+    )
+    batch = {
+        "image": golden.nhwc(pixels),
+        "label": np.eye(rows, rows + 1, dtype=np.float32),
+        "index": np.full(rows, rows + 1, np.int32),
+        "mask": np.ones(rows, np.float32),
+    }
+    state = defenses.init_state({"params": params}, optimizer, bank, bank)
+    _, metrics = _on_one_device(update)(state, batch)
+    formula.assert_close(metrics["adversarial_loss"], formula.expected["loss_adv"])
+    formula.assert_close(metrics["quantization_loss"], formula.expected["loss_qua"])
+    weighted = metrics["loss"] - metrics["objective_loss"]
+    formula.assert_close(weighted, formula.expected["weighted"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("bank", "alias", 'bank must be "aliased" or "sign", got \'alias\''),
+        ("attack_mode", "test", 'attack_mode must be "train" or "eval", got \'test\''),
+        ("loss", "mse", r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
+    ],
+)
+def test_saat_options_are_checked(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        defenses.make_saat_update(
+            LinearNet(2), DPH, optax.sgd(1.0), seed=0, **SAAT, **{option: value}
+        )
+
+
+def test_defenses_are_listed():
+    assert defenses.DEFENSES["saat"] is defenses.make_saat_update
+
+
+@pytest.mark.parametrize("bank", ["aliased", "sign"])
+def test_saat_bank_holds_soft_codes_or_signs(bank):
+    model, optimizer = LinearNet(NUM_BITS), _optimizer()
+    update = defenses.make_saat_update(model, DPH, optimizer, seed=0, bank=bank, **SAAT)
+    first, batch = _state(model, optimizer, saat=True), _batch(0)
+    state, _ = _on_one_device(update)(first, batch)
+    seen = batch["index"][batch["mask"] > 0]
+    soft_codes = networks.make_encode_fn(model)({"params": first.params}, batch["image"])
+    expected = np.asarray(first.bank.codes).copy()
+    expected[seen] = np.asarray(soft_codes)[batch["mask"] > 0]
+    np.testing.assert_allclose(state.bank.codes, expected, atol=1e-6)
+    codes = expected if bank == "aliased" else np.where(expected >= 0, 1, -1)
+    np.testing.assert_allclose(state.code_bank.codes, codes, atol=1e-6)
+    # Rows that the batch does not hold stay as they were, to the bit.
+    others = np.setdiff1d(np.arange(BANK_SIZE), seen)
+    np.testing.assert_array_equal(state.code_bank.codes[others], first.code_bank.codes[others])
+    np.testing.assert_array_equal(state.code_bank.labels[others], first.code_bank.labels[others])
+    np.testing.assert_array_equal(state.code_bank.labels[seen], batch["label"][batch["mask"] > 0])
+
+
+@pytest.mark.parametrize(("attack_mode", "passes"), [("train", 5), ("eval", 2)])
+def test_saat_attack_mode_decides_which_passes_feed_the_statistics(attack_mode, passes):
+    # With a ball of radius zero every pass sees the same images, so after n passes the running
+    # mean is (1 - 0.9^n) of the batch's: the attack's three and the two of the update, or two.
+    model, optimizer = networks.ConvNet(NUM_BITS, False, widths=(4,)), _optimizer()
+    update = defenses.make_saat_update(
+        model,
+        DPH,
+        optimizer,
+        seed=0,
+        attack_mode=attack_mode,
+        epsilon=0.0,
+        step_size=0.1,
+        num_steps=3,
+    )
+    first, batch = _state(model, optimizer, saat=True), _batch(0)
+    state, _ = _on_one_device(update)(first, batch)
+    conv = networks.Conv(4, 3, padding=1, use_bias=False)
+    images = batch["image"][batch["mask"] > 0]
+    mean = np.mean(conv.apply({"params": first.params["conv_0"]}, images), axis=(0, 1, 2))
+    np.testing.assert_allclose(
+        state.batch_stats["norm_0"]["mean"], (1 - 0.9**passes) * mean, rtol=1e-4
+    )
+
+
+def test_saat_attack_starts_at_random_points_that_belong_to_the_images():
+    # No dropout here, so the only chance is in the start of the attack.
+    model, optimizer = LinearNet(NUM_BITS), _optimizer()
+    settings = SAAT | {"num_steps": 0}
+    first, batch = _state(model, optimizer, saat=True), _batch(0, num_real=16)
+    runs = [
+        _on_one_device(defenses.make_saat_update(model, DPH, optimizer, seed=seed, **settings))
+        for seed in (0, 1)
+    ]
+    loss = runs[0](first, batch)[1]["adversarial_loss"]
+    order = np.random.default_rng(0).permutation(16)
+    shuffled = {name: values[order] for name, values in batch.items()}
+    np.testing.assert_allclose(runs[0](first, shuffled)[1]["adversarial_loss"], loss, rtol=1e-5)
+    later = first.replace(step=first.step + 1)
+    unperturbed = batch | {"start": batch["image"]}
+    for other in (runs[1](first, batch), runs[0](later, batch), runs[0](first, unperturbed)):
+        assert abs(other[1]["adversarial_loss"] - loss) > 1e-5
+
+
+# --- devices and padding ---
+
+
+@pytest.mark.parametrize("num_real", [16, 13, 3])
+@pytest.mark.parametrize("kind", ["hashing", "saat"])
+def test_one_device_and_eight_agree(kind, num_real):
+    assert jax.local_device_count() == 8
+    state, batch = _case(kind)[1], _batch(num_real, num_real=num_real)
+    one, one_metrics = _runner(kind, 1)(state, batch)
+    eight, eight_metrics = _runner(kind, 8)(state, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(one, eight)
+    chex.assert_trees_all_close(one, eight, rtol=1e-5, atol=2e-6)
+    chex.assert_trees_all_close(one_metrics, eight_metrics, rtol=1e-5, atol=1e-6)
+
+
+def test_one_device_and_eight_agree_after_seven_attack_steps():
+    # The sign of a gradient near zero may differ by rounding, which moves single pixels.
+    state, batch = _case("saat7")[1], _batch(0)
+    one, one_metrics = _runner("saat7", 1)(state, batch)
+    eight, eight_metrics = _runner("saat7", 8)(state, batch)
+    chex.assert_trees_all_close(one_metrics, eight_metrics, rtol=1e-4, atol=1e-4)
+    close = [np.abs(x - y) < 1e-5 for x, y in zip(*map(jax.tree.leaves, (one, eight)), strict=True)]
+    assert np.mean(np.concatenate([x.ravel() for x in close])) > 0.99
+
+
+@pytest.mark.parametrize("kind", ["hashing", "saat"])
+def test_pmap_and_shard_map_give_the_same_bits(kind):
+    update, state = _case(kind)
+    mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
+    mapped = jax.jit(
+        jax.shard_map(
+            functools.partial(update, axis_name=parallel.AXIS),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(parallel.AXIS)),
+            out_specs=(PartitionSpec(), PartitionSpec()),
+            check_vma=False,
+        )
+    )
+    for seed in range(2):
+        batch = _batch(seed)
+        by_shard_map = mapped(state, batch)
+        by_pmap = _runner(kind, 8)(state, batch)
+        _assert_same_bits(by_shard_map, by_pmap)
+        state = by_pmap[0]
+
+
+@pytest.mark.parametrize("kind", ["hashing", "saat"])
+def test_padding_has_no_influence(kind):
+    state, batch = _case(kind)[1], _batch(5, num_real=11)
+    padding = batch["mask"] == 0
+    rubbish = {name: values.copy() for name, values in batch.items()}
+    rubbish["image"][padding] = np.random.default_rng(1).normal(
+        9, 99, batch["image"][padding].shape
+    )
+    rubbish["label"][padding] = 1
+    _assert_same_bits(_runner(kind, 8)(state, rubbish), _runner(kind, 8)(state, batch))
+
+
+@pytest.mark.parametrize("kind", ["hashing", "saat"])
+def test_replicas_agree_repeat_and_are_traced_once(kind):
+    update, state = _case(kind)
+    traces = []
+
+    def counted(state, batch, *, axis_name):
+        traces.append(batch["image"].shape)
+        return update(state, batch, axis_name=axis_name)
+
+    mapped = parallel.pmap_update(counted)
+    batches = [_batch(seed, num_real=num_real) for seed, num_real in enumerate((16, 16, 7))]
+    ends = []
+    for _ in range(2):
+        replicated = parallel.replicate(state)
+        for batch in batches:
+            replicated, metrics = mapped(replicated, parallel.shard_batch(batch))
+            assert parallel.replicas_agree((replicated, metrics))
+        ends.append(parallel.unreplicate(replicated))
+    _assert_same_bits(*ends)
+    assert len(traces) == 1
+    assert ends[0].step == len(batches)
+    moved = ends[0].params["hash"]["kernel"] - state.params["hash"]["kernel"]
+    assert np.max(np.abs(moved)) > 1e-4

@@ -1,0 +1,390 @@
+"""Records: what is measured, what goes into them, when they are made and when refused."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from saat_jax import attacks, datasets, evaluation, hamming, mainstay, networks
+from tests import reference
+
+EPSILON = 8 / 255
+PROTOCOL = evaluation.Protocol(k=20, ties="average", normalizer="hits", seed=0)
+SUITE = {
+    "away": evaluation.AttackSettings(
+        "mainstay", targeted=False, epsilon=EPSILON, step_size=2 / 255, num_steps=3
+    ),
+    "towards": evaluation.AttackSettings(
+        "mainstay", targeted=True, epsilon=EPSILON, step_size=2 / 255, num_steps=3, loss="mean"
+    ),
+}
+IDENTITY = {"model": "untrained", "step": 0}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """(encode_fn, variables, dataset, target labels) of an untrained network on a few digits."""
+    data = datasets.load_digits(image_size=16, num_query=11, num_database=40, num_train=24)
+    model = networks.ConvNet(8, widths=(4,))
+    variables = networks.init_variables(model, jax.random.key(1), image_size=16)
+    targets = attacks.select_target_labels(
+        data.query.labels, data.database.labels, np.random.default_rng(0)
+    )
+    return networks.make_encode_fn(model), variables, data, targets
+
+
+def _batches(data, split, batch_size):
+    return datasets.eval_batches(
+        split, batch_size=batch_size, image_size=data.image_size, resize=data.resize
+    )
+
+
+def _evaluate(problem, folder, **changes):
+    encode_fn, variables, data, targets = problem
+    options = {"protocol": PROTOCOL, "identity": IDENTITY, "batch_size": 8, "num_examples": 3}
+    options |= {"suite": SUITE, "target_labels": targets, "dataset": data} | changes
+    arguments = [options.pop(name) for name in ("dataset", "suite", "target_labels")]
+    return evaluation.evaluate(encode_fn, variables, *arguments, folder=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def records(problem, tmp_path_factory):
+    """(records, their folder), with all adversarial images."""
+    folder = tmp_path_factory.mktemp("records") / "pretrained"
+    return _evaluate(problem, folder, save_images=True), folder
+
+
+def _codes(problem, split):
+    encode_fn, variables, data, _ = problem
+    images = datasets.load_images(
+        split, np.arange(len(split)), image_size=data.image_size, resize=data.resize
+    )
+    return np.where(np.asarray(encode_fn(variables, images)) >= 0, 1, -1)
+
+
+def _reference_map(codes, database_codes, labels, database_labels, k):
+    """MAP at k, averaged over random orders of tied items."""
+    precisions = []
+    for code, label in zip(codes, labels, strict=True):
+        distances = reference.hamming_distances(code, database_codes)
+        relevant = reference.relevance(label, database_labels)
+        rng = np.random.default_rng(0)
+        samples = []
+        for _ in range(300):
+            order = np.lexsort([rng.random(len(distances)), distances])
+            samples.append(reference.average_precision([relevant[i] for i in order], k, "hits"))
+        precisions.append(np.mean(samples))
+    return np.mean(precisions)
+
+
+# --- encode ---
+
+
+def test_encode_gives_the_codes_of_all_rows_in_order(problem):
+    encode_fn, variables, data, _ = problem
+    expected = _codes(problem, data.query)
+    for batch_size in (11, 4, 16):
+        codes = evaluation.encode(
+            encode_fn, variables, _batches(data, data.query, batch_size), size=11
+        )
+        assert codes.dtype == np.float32
+        np.testing.assert_array_equal(codes, expected)
+    # The order of the batches does not matter: rows know their place.
+    batches = reversed(list(_batches(data, data.query, 4)))
+    np.testing.assert_array_equal(
+        evaluation.encode(encode_fn, variables, batches, size=11), expected
+    )
+
+
+def test_encode_refuses_codes_that_are_not_finite(problem):
+    _, variables, data, _ = problem
+
+    def encode_fn(variables, images, alpha):
+        return jnp.full((len(images), 4), jnp.nan)
+
+    with pytest.raises(FloatingPointError, match="NaN or infinite codes"):
+        evaluation.encode(encode_fn, variables, _batches(data, data.query, 4), size=11)
+
+
+def test_encode_ignores_what_the_network_makes_of_padding():
+    def encode_fn(variables, images, alpha):
+        return jnp.where(images.sum((1, 2, 3))[:, None] == 0, jnp.nan, 0.5) * jnp.ones(4)
+
+    batch = {
+        "image": np.zeros((3, 2, 2, 3), np.float32),
+        "index": np.array([1, 0, 2]),
+        "mask": np.array([1, 1, 0], np.float32),
+    }
+    batch["image"][:2] = 0.5
+    np.testing.assert_array_equal(
+        evaluation.encode(encode_fn, {}, [batch], size=2), np.ones((2, 4))
+    )
+
+
+def test_encode_refuses_a_part_of_the_split(problem):
+    encode_fn, variables, data, _ = problem
+    batches = list(_batches(data, data.query, 4))[:2]
+    with pytest.raises(ValueError, match="the batches cover 8 of 11 rows; pass them all"):
+        evaluation.encode(encode_fn, variables, batches, size=11)
+    with pytest.raises(ValueError, match="the batches cover 0 of 11 rows"):
+        evaluation.encode(encode_fn, variables, [], size=11)
+
+
+# --- attacks ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "fgsm"}, r"unknown attack 'fgsm'; expected one of \['mainstay'"),
+        ({"loss": "mse"}, r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
+    ],
+)
+def test_settings_name_what_exists(problem, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SUITE["away"], **changes).build(problem[0])
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_attack_queries_is_the_attack_with_a_key_for_each_query(problem, name):
+    encode_fn, variables, data, _ = problem
+    anchors = np.random.default_rng(0).choice([-1.0, 1.0], (11, 8)).astype(np.float32)
+    settings = SUITE[name]
+    result = evaluation.attack_queries(
+        encode_fn, variables, _batches(data, data.query, 4), anchors, settings, seed=5
+    )
+    images = datasets.load_images(data.query, np.arange(11), image_size=16, resize=None)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(5)))(jnp.arange(11))
+    expected = attacks.pgd(
+        encode_fn,
+        variables,
+        images,
+        anchors,
+        keys,
+        epsilon=EPSILON,
+        step_size=2 / 255,
+        num_steps=3,
+        targeted=settings.targeted,
+        loss=settings.loss,
+        alphas=attacks.alpha_schedule(3),
+    )
+    assert result.images.dtype == np.uint8
+    levels = np.abs(result.images - np.asarray(expected) * 255)
+    # Half a level of rounding; the sign of a gradient near zero may differ with the batch.
+    assert np.mean(levels <= 0.5 + 1e-3) > 0.999
+    codes = np.asarray(hamming.binarize(encode_fn(variables, expected)))
+    assert np.mean(result.codes == codes) > 0.98
+    rounded = encode_fn(variables, result.images.astype(np.float32) / 255)
+    np.testing.assert_array_equal(result.rounded_codes, hamming.binarize(rounded))
+    change = np.abs(expected - images)
+    np.testing.assert_allclose(result.perturbation["linf"], change.max(), atol=1e-6)
+    np.testing.assert_allclose(result.perturbation["mse"], np.mean(change**2), rtol=1e-2)
+    assert 0 < result.seconds_per_image < 60
+
+
+def test_attack_queries_does_not_depend_on_the_batches(problem):
+    encode_fn, variables, data, _ = problem
+    anchors = np.random.default_rng(0).choice([-1.0, 1.0], (11, 8)).astype(np.float32)
+    first, second = (
+        evaluation.attack_queries(
+            encode_fn,
+            variables,
+            _batches(data, data.query, batch_size),
+            anchors,
+            SUITE["away"],
+            seed=0,
+        )
+        for batch_size in (3, 16)
+    )
+    assert np.mean(first.images == second.images) > 0.999
+    assert np.mean(first.codes == second.codes) > 0.98
+    assert first.codes.shape == (11, 8)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda images: images + 2 * EPSILON, id="outside the ball"),
+        pytest.param(lambda images: images - images.min() - EPSILON / 2, id="below zero"),
+        pytest.param(lambda images: images * jnp.nan, id="not finite"),
+    ],
+)
+def test_an_attack_outside_ball_or_range_is_not_reported(problem, monkeypatch, spoil, tmp_path):
+    def attack(encode_fn, variables, images, *_, **__):
+        return spoil(images)
+
+    monkeypatch.setitem(attacks.ATTACKS, "mainstay", attack)
+    with pytest.raises(RuntimeError, match="the attack left the ball of radius 0.0313725 or"):
+        _evaluate(problem, tmp_path, suite={"away": SUITE["away"]})
+    assert not (tmp_path / "away.json").exists()
+
+
+# --- records ---
+
+
+def test_records_hold_their_protocol(problem, records):
+    _, _, data, targets = problem
+    made, folder = records
+    assert list(made) == ["benign", "away", "towards"]
+    for name, record in made.items():
+        assert json.loads((folder / f"{name}.json").read_text()) == record
+        protocol = record["protocol"]
+        assert protocol | dataclasses.asdict(PROTOCOL) == protocol
+        assert protocol["dataset"] == "digits" and protocol["targets"] == "disjoint"
+        sizes = {"num_queries": 11, "num_database": 40, "num_train": 24, "num_classes": 10}
+        assert protocol | sizes | {"num_bits": 8, "image_size": 16} == protocol
+        assert record["model"] == "pretrained" and record["attack"] == name
+        assert record["device"] and record["jax"] and record["version"]
+        assert record["curves"].keys() >= {"precision_recall", "precision_at_n"}
+    assert not made["benign"]["targeted"] and made["benign"]["settings"] is None
+    assert made["benign"]["metrics"].keys() == {"map", "t_map"}
+    assert made["away"]["metrics"].keys() == {"map", "map_8bit", "theory_map"}
+    assert made["towards"]["metrics"].keys() == {"t_map", "t_map_8bit", "theory_t_map"}
+    for name in SUITE:
+        assert made[name]["settings"] == dataclasses.asdict(SUITE[name])
+        assert made[name]["targeted"] == SUITE[name].targeted
+        assert made[name]["perturbation"]["linf"] <= EPSILON + 1e-6
+        assert made[name]["seconds_per_image"] > 0
+
+
+def test_numbers_follow_from_the_codes(problem, records):
+    _, _, data, targets = problem
+    query, database, train = (_codes(problem, s) for s in (data.query, data.database, data.train))
+    own, others = data.query.labels, data.database.labels
+    scores = {
+        "map": _reference_map(query, database, own, others, 20),
+        "t_map": _reference_map(query, database, targets, others, 20),
+    }
+    made = {name: record["metrics"] for name, record in records[0].items()}
+    for name, expected in scores.items():
+        np.testing.assert_allclose(made["benign"][name], expected, atol=0.02)
+    # Theory: the codes an attack can at best reach are the anchors, or their opposites.
+    away = mainstay.mainstay_codes(own, train, data.train.labels)
+    towards = mainstay.mainstay_codes(targets, train, data.train.labels)
+    score = functools.partial(PROTOCOL.map_at_k, database=database, others=others)
+    np.testing.assert_allclose(
+        made["away"]["theory_map"], score(codes=-np.asarray(away), labels=own), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        made["towards"]["theory_t_map"], score(codes=np.asarray(towards), labels=targets), rtol=1e-6
+    )
+
+
+def test_examples_are_for_people_to_look_at(problem, records):
+    _, _, data, targets = problem
+    rows = [0, 5, 10]
+    query = datasets.load_images(data.query, rows, image_size=16, resize=None)
+    database_codes = _codes(problem, data.database)
+    for name in records[0]:
+        with np.load(records[1] / f"{name}.npz") as file:
+            examples = dict(file)
+        np.testing.assert_allclose(examples["benign_images"], query, atol=1e-6)
+        assert np.abs(examples["images"] - query).max() <= (EPSILON + 0.51 / 255) * (
+            name != "benign"
+        )
+        assert examples["top_images"].shape == (3, 10, 16, 16, 3)
+        np.testing.assert_array_equal(examples["labels"], data.query.labels[rows] > 0)
+        np.testing.assert_array_equal(examples["target_labels"], targets[rows] > 0)
+        assert list(examples["class_names"]) == list(data.class_names)
+        if name == "benign":
+            for place, row in enumerate(rows):
+                distances = reference.hamming_distances(
+                    _codes(problem, data.query)[row], database_codes
+                )
+                top = reference.ranking(distances)[:10]
+                relevant = reference.relevance(data.query.labels[row], data.database.labels[top])
+                np.testing.assert_array_equal(examples["top_relevant"][place], relevant)
+                np.testing.assert_array_equal(
+                    examples["top_images"][place], data.database.images[top]
+                )
+
+
+def test_images_are_saved_within_the_ball(problem, records):
+    _, _, data, _ = problem
+    for name in SUITE:
+        paths = sorted((records[1] / name).iterdir())
+        assert [path.name for path in paths] == [f"{row:06d}.png" for row in range(11)]
+        saved = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
+        change = np.abs(saved - data.query.images)
+        # 8 / 255 is eight grey levels exactly, and the queries lie on grey levels.
+        assert 0 < change.max() <= 8
+    assert not (records[1] / "benign").exists()
+
+
+def _times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+
+
+def test_finished_records_are_not_made_again(problem, records, monkeypatch):
+    first, folder = records
+    times = _times(folder)
+
+    def encode(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(evaluation, "encode", encode)
+    again = functools.partial(_evaluate, problem, folder, save_images=True)
+    assert again() == first
+    # How many images go at once is no part of what is measured.
+    assert again(batch_size=3) == first
+    data = dataclasses.replace(problem[2], query=problem[2].database)
+    for changes in (
+        {"identity": IDENTITY | {"step": 1}},
+        {"protocol": dataclasses.replace(PROTOCOL, k=None)},
+        {"protocol": dataclasses.replace(PROTOCOL, seed=1)},
+        {"suite": SUITE | {"away": dataclasses.replace(SUITE["away"], epsilon=4 / 255)}},
+        {"target_labels": problem[3][::-1]},
+        {"dataset": data},
+        {"save_images": False},
+        {"num_examples": 4},
+    ):
+        with pytest.raises(AssertionError, match="made again"):
+            again(**changes)
+    assert _times(folder) == times
+
+
+def test_one_record_is_made_again_without_the_others(problem, records, tmp_path):
+    first, folder = records
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    (copy / "away.npz").unlink()
+    times = _times(copy)
+    again = _evaluate(problem, copy, save_images=True)
+    new = {name for name, time in _times(copy).items() if time != times.get(name)}
+    assert new == {"away.json", "away.npz"}
+    assert again["away"]["metrics"] == first["away"]["metrics"]
+
+
+def test_records_do_not_depend_on_the_batch_size(problem, records, tmp_path):
+    made = _evaluate(problem, tmp_path / "pretrained", batch_size=5)
+    for name, record in made.items():
+        expected = records[0][name]
+        assert record["metrics"].keys() == expected["metrics"].keys()
+        for metric, value in record["metrics"].items():
+            # One bit of one query may hang on the sign of a gradient near zero.
+            np.testing.assert_allclose(value, expected["metrics"][metric], atol=0.01)
+
+
+def test_base_rate_worked_by_hand():
+    # The first query meets two of three items, the second one, the third none: 3 of 9.
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], np.float32)
+    database_labels = np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]], np.float32)
+    assert evaluation.base_rate(labels, database_labels) == pytest.approx(3 / 9)
+
+
+def test_curves_are_plain_lists(problem):
+    rng = np.random.default_rng(0)
+    codes, database = (rng.choice([-1.0, 1.0], (size, 8)) for size in (5, 150))
+    labels, others = (rng.integers(0, 2, (size, 3)).astype(float) for size in (5, 150))
+    curves = PROTOCOL.curves(codes, database, labels, others)
+    assert json.loads(json.dumps(curves)) == curves
+    # Cut-offs stop at the database's size.
+    assert curves["precision_at_n"]["n"] == [100, 110, 120, 130, 140, 150]
+    share = np.mean(labels @ others.T > 0)
+    np.testing.assert_allclose(curves["precision_at_n"]["precision"][-1], share, atol=1e-5)

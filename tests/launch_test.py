@@ -1,0 +1,284 @@
+"""Launching: every config, the whole chain as a user runs it, and answers to wrong settings."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import demo
+from launch import tasks
+from saat_jax import attacks, datasets, defenses, networks, objectives
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")
+)
+
+
+def _variants(name):
+    """The variants that a config lists when asked for one that it does not have."""
+    with pytest.raises(ValueError, match="unknown variant 'nosuch'; expected") as error:
+        importlib.import_module(f"configs.{name}").get_config("nosuch")
+    return re.findall(r'"([^"]*)"', str(error.value))
+
+
+def _main(*arguments):
+    """Runs `python -m launch.main` as a user does, with all of this machine as one device."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.main", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs, for what runs in this process and in others."""
+    folder = tmp_path_factory.mktemp("cache")
+    old = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", old)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, cache):
+    """(finished process, its workdir) of the demo's smoke run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    process = _main(
+        "--config=configs/demo.py:smoke",
+        f"--workdir={folder / 'run'}",
+        f"--compilation_cache={cache}",
+    )
+    return process, folder / "run"
+
+
+# --- configs ---
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_plain_values_that_a_flag_can_set(name):
+    module = importlib.import_module(f"configs.{name}")
+    variants = _variants(name)
+    assert "" in variants and len(variants) == len(set(variants))
+    for variant in variants:
+        config = module.get_config(variant)
+        assert isinstance(config, ml_collections.ConfigDict)
+        plain = config.to_dict()
+        assert json.loads(json.dumps(plain)).keys() == plain.keys()
+        assert plain["task"] in tasks.TASKS
+        # What the command line does: lock, then set by path; a path is found only if no part
+        # of it is the name of a method, such as "update".
+        config.lock()
+        for path, value in _leaves(plain):
+            owner = config
+            for part in path[:-1]:
+                owner = getattr(owner, part)
+                assert isinstance(owner, ml_collections.ConfigDict), f"{name}:{variant} {path}"
+            assert getattr(owner, path[-1]) == value, f"{name}:{variant} {path}"
+        with pytest.raises((AttributeError, KeyError)):
+            config.sed = 1
+
+
+def _leaves(tree, path=()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+# --- the whole chain ---
+
+
+def test_the_chain_trains_attacks_hardens_and_reports(smoke):
+    process, workdir = smoke
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config == json.loads(json.dumps(demo.get_config("smoke").to_dict()))
+    for model in ("pretrained", "hardened"):
+        assert (workdir / "models" / model / "checkpoints" / "latest").is_dir()
+        lines = (workdir / "models" / model / "metrics.jsonl").read_text().splitlines()
+        names = set().union(*map(json.loads, lines))
+        assert names >= {"step", "epoch", "loss", "learning_rate", "map"}
+        for attack in ("benign", *config["attacks"]):
+            record = json.loads((workdir / "records" / model / f"{attack}.json").read_text())
+            assert record["model"] == model and record["protocol"]["num_bits"] == 32
+            assert (workdir / "records" / model / f"{attack}.npz").is_file()
+    page = (workdir / "report.html").read_text()
+    assert "<html" in page and "hardened" in page
+    # The table and the report's path end the run.
+    assert "MAP@5000" in process.stdout
+    assert process.stdout.rstrip().endswith(f"report: {workdir / 'report.html'}")
+
+
+def test_both_models_are_attacked_towards_the_same_targets(smoke):
+    _, workdir = smoke
+    with np.load(workdir / "targets.npz") as file:
+        stored = file["target_labels"] > 0
+    for model in ("pretrained", "hardened"):
+        with np.load(workdir / "records" / model / "mainstay_targeted.npz") as file:
+            rows = np.linspace(0, len(stored) - 1, len(file["target_labels"]), dtype=int)
+            np.testing.assert_array_equal(file["target_labels"], stored[rows])
+            assert not (file["target_labels"] & file["labels"]).any()
+
+
+def test_finished_stages_are_skipped(smoke, capfd, monkeypatch):
+    _, workdir = smoke
+    monkeypatch.setattr(tasks, "report", lambda run: None)
+    kept = [*workdir.glob("models/*/checkpoints/*/*"), *workdir.glob("records/*/*")]
+    assert len(kept) >= 16
+    times = {path: path.stat().st_mtime_ns for path in [*kept, workdir / "targets.npz"]}
+    logs = {path: path.read_text() for path in workdir.glob("models/*/metrics.jsonl")}
+    # On eight devices this time: what one has finished, eight need not do again.
+    tasks.run(demo.get_config("smoke").to_dict(), workdir)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {path: path.read_text() for path in logs} == logs
+    errors = capfd.readouterr().err
+    assert "attack" not in errors and "0/3" not in errors
+
+
+def test_single_tasks_go_on_from_the_chain(smoke, capfd):
+    _, workdir = smoke
+    config = demo.get_config("smoke")
+    config.task = "report"
+    (workdir / "report.html").unlink()
+    tasks.run(config.to_dict(), workdir)
+    assert (workdir / "report.html").is_file()
+    assert "MAP@5000" in capfd.readouterr().out
+
+
+def test_other_settings_in_the_same_folder_are_refused(smoke):
+    _, workdir = smoke
+    config = demo.get_config("smoke")
+    config.task = "train_hash"
+    config.pretrain.optimizer.momentum = 0.5
+    message = r"pretrained holds a run with pretrain.optimizer.momentum = 0.9, this one has 0.5"
+    with pytest.raises(ValueError, match=message):
+        tasks.run(config.to_dict(), workdir)
+
+
+def test_a_model_that_is_not_trained_is_named_with_its_task(tmp_path):
+    config = demo.get_config("smoke")
+    for task in ("train_saat", "evaluate"):
+        config.task = task
+        message = "model 'pretrained' is not trained: .* holds nothing; run the task 'train_hash'"
+        with pytest.raises(ValueError, match=message):
+            tasks.run(config.to_dict(), tmp_path)
+
+
+# --- wrong settings ---
+
+
+def _listed(table):
+    return f"; expected one of {re.escape(str(sorted(table)))}"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("task", "train", "unknown task 'train'" + _listed(tasks.TASKS)),
+        ("data.source", "coco", "unknown source 'coco'" + _listed(datasets.SOURCES)),
+        ("data.num_train", 10**6, "num_train between 1 and num_database"),
+        ("model.name", "resnet", "unknown network 'resnet'" + _listed(networks.NETWORKS)),
+        ("model.num_bits", 0, "num_bits must be at least 1, got 0"),
+        ("model.weights", "nosuch.pt", "expected a .npz file of weights, got nosuch.pt"),
+        ("objective.name", "dhp", "unknown objective 'dhp'" + _listed(objectives.OBJECTIVES)),
+        ("defense.name", "sat", "unknown defence 'sat'" + _listed(defenses.DEFENSES)),
+        ("pretrain.schedule.name", "step", r"unknown schedule 'step'; .*\['constant', 'cosine'"),
+        ("defense.schedule.name", "step", r"unknown schedule 'step'; .*\['constant', 'cosine'"),
+        ("pretrain.optimizer.name", "lamb", r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]"),
+        ("defense.optimizer.name", "lamb", r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]"),
+        ("attacks.mainstay.attack", "fgsm", "unknown attack 'fgsm'" + _listed(attacks.ATTACKS)),
+        (
+            "attacks.mainstay.loss",
+            "mse",
+            "unknown attack loss 'mse'" + _listed(attacks.CODE_LOSSES),
+        ),
+        ("evaluation.protocol.ties", "random", "unknown ties 'random'; expected one of average"),
+        ("pretrain.batch_size", 0, "batch_size must be"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_work(tmp_path, monkeypatch, path, value, message):
+    # The chain, since a wrong name in its last stage must not cost the first.
+    config = demo.get_config("smoke")
+    *sections, name = path.split(".")
+    owner = config
+    for section in sections:
+        owner = owner[section]
+    owner[name] = value
+
+    def trained(*_, **__):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(tasks.training, "train", trained)
+    with pytest.raises(ValueError, match=message):
+        tasks.run(config.to_dict(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/demo.py:smok"], 'unknown variant \'smok\'; expected "" or "smoke"'),
+        (["--config=configs/demos.py"], "configs/demos.py"),
+        (
+            ["--config=configs/demo.py:smoke", "--config.pretrain.num_epoch=3"],
+            'Did you mean "num_epochs" instead of "num_epoch"?',
+        ),
+        (
+            ["--config=configs/demo.py:smoke", "--config.pretrain.num_epochs=three"],
+            "--config.pretrain.num_epochs=three",
+        ),
+        (["--config=configs/demo.py:smoke", "tasks=evaluate"], "tasks=evaluate"),
+        (
+            ["--config=configs/demo.py:smoke", "--config.task=train"],
+            "unknown task 'train'; expected",
+        ),
+    ],
+)
+def test_a_wrong_flag_gets_one_message_and_no_traceback(tmp_path, arguments, message):
+    process = _main(f"--workdir={tmp_path / 'run'}", "--compilation_cache=", *arguments)
+    assert process.returncode not in (0, None)
+    answer = process.stdout + process.stderr
+    assert message in answer
+    assert "Traceback" not in answer, answer
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_workdir_or_config_is_named():
+    for given, missing in (("--config=configs/demo.py", "workdir"), ("--workdir=x", "config")):
+        process = _main(given)
+        assert process.returncode != 0
+        assert f"--{missing} must have a value" in process.stderr
+        assert "Traceback" not in process.stderr
+
+
+def test_the_command_line_sets_every_kind_of_value(tmp_path):
+    # Far enough to read the settings back, and no further.
+    process = _main(
+        "--config=configs/demo.py:smoke",
+        f"--workdir={tmp_path}",
+        "--compilation_cache=",
+        "--config.task=evaluate",
+        "--config.seed=3",
+        "--config.model.widths=(4,8,8)",
+        "--config.attacks.mainstay.epsilon=0.0625",
+        "--config.evaluation.models=('hardened',)",
+    )
+    assert process.returncode != 0 and "model 'hardened' is not trained" in process.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["seed"] == 3 and config["model"]["widths"] == [4, 8, 8]
+    assert config["attacks"]["mainstay"]["epsilon"] == 0.0625

@@ -1,0 +1,225 @@
+"""Mainstay votes and codes: by hand, by loops, by brute force, and against the papers' code."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saat_jax import mainstay
+from tests import golden, reference
+
+WEIGHTINGS = ("similarity", "count")
+WRAPS = [jax.jit, lambda function: function]
+
+
+def _random_problem(seed, *, batch=5, bank_size=23, num_bits=12, num_classes=6):
+    """Multi-hot labels; a query and a bank row have none, a query has all."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((batch, num_classes)) < 0.3).astype(np.float32)
+    bank_labels = (rng.random((bank_size, num_classes)) < 0.3).astype(np.float32)
+    labels[0], labels[1], bank_labels[0] = 0, 1, 0
+    code_bank = rng.choice([-1, 1], (bank_size, num_bits)).astype(np.float32)
+    return labels, code_bank, bank_labels
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_votes_worked_by_hand(wrap):
+    code_bank = np.array([[1, 1], [1, -1], [-1, -1]], np.float32)
+    bank_labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
+    labels = np.array([[1, 0, 0], [0, 0, 1]], np.float32)
+    # First query, for: (1 + 1) / 2 and (1 - 1) / 2; against: -(-1) and -(-1).
+    # Second query, nothing for; against: -(1 + 1 - 1) / 3 and -(1 - 1 - 1) / 3.
+    votes = wrap(mainstay.mainstay_votes)(labels, code_bank, bank_labels)
+    np.testing.assert_allclose(votes, [[2, 1], [-1 / 3, 1 / 3]], rtol=1e-6)
+
+
+def test_weightings_worked_by_hand():
+    # Cosines 1 and 1 / sqrt(2). "similarity" shares 1 among them, "count" divides by 2.
+    code_bank = np.array([[1], [-1]], np.float32)
+    bank_labels = np.array([[1, 0], [1, 1]], np.float32)
+    labels = np.array([[1, 0]], np.float32)
+    far = 0.5**0.5
+    votes = mainstay.mainstay_votes(labels, code_bank, bank_labels)
+    np.testing.assert_allclose(votes, [[(1 - far) / (1 + far)]], rtol=1e-6)
+    votes = mainstay.mainstay_votes(labels, code_bank, bank_labels, weighting="count")
+    np.testing.assert_allclose(votes, [[(1 - far) / 2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_votes_match_reference(wrap, weighting, seed):
+    labels, code_bank, bank_labels = _random_problem(seed)
+    votes = wrap(lambda *arrays: mainstay.mainstay_votes(*arrays, weighting=weighting))
+    expected = [
+        reference.mainstay_votes(label, code_bank, bank_labels, weighting) for label in labels
+    ]
+    actual = votes(labels, code_bank, bank_labels)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert np.all(np.abs(actual) <= 2 + 1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_votes_of_soft_codes_match_reference(weighting):
+    labels, code_bank, bank_labels = _random_problem(2)
+    code_bank = np.tanh(code_bank * np.random.default_rng(2).random(code_bank.shape, np.float32))
+    expected = [
+        reference.mainstay_votes(label, code_bank, bank_labels, weighting) for label in labels
+    ]
+    votes = mainstay.mainstay_votes(labels, code_bank, bank_labels, weighting=weighting)
+    np.testing.assert_allclose(votes, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_no_code_is_better(weighting):
+    labels, code_bank, bank_labels = _random_problem(3, num_bits=5)
+    codes = mainstay.mainstay_codes(labels, code_bank, bank_labels, weighting=weighting)
+    for label, code in zip(labels, np.asarray(codes), strict=True):
+        problem = label, code_bank, bank_labels, weighting
+        best = min(
+            reference.mainstay_objective(other, *problem)
+            for other in itertools.product([-1, 1], repeat=5)
+        )
+        assert reference.mainstay_objective(code, *problem) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_codes_are_rounded_votes(weighting):
+    problem = _random_problem(4)
+    votes = np.asarray(mainstay.mainstay_votes(*problem, weighting=weighting))
+    for ties in ("positive", "zero"):
+        codes = mainstay.mainstay_codes(*problem, weighting=weighting, ties=ties)
+        assert codes.shape == votes.shape
+        np.testing.assert_array_equal(np.asarray(codes)[votes != 0], np.sign(votes[votes != 0]))
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_tied_bit(wrap):
+    # The two positives disagree on the first bit; there are no negatives.
+    problem = np.ones((1, 1)), np.array([[1.0, -1], [-1, -1]]), np.ones((2, 1))
+    codes = wrap(lambda *arrays: mainstay.mainstay_codes(*arrays))(*problem)
+    np.testing.assert_array_equal(codes, [[1, -1]])
+    codes = wrap(lambda *arrays: mainstay.mainstay_codes(*arrays, ties="zero"))(*problem)
+    np.testing.assert_array_equal(codes, [[0, -1]])
+
+
+def test_query_without_label_flees_the_whole_bank():
+    _, code_bank, bank_labels = _random_problem(5)
+    votes = mainstay.mainstay_votes(np.zeros((1, 6), np.float32), code_bank, bank_labels)
+    np.testing.assert_allclose(votes[0], -code_bank.mean(0), atol=1e-6)
+
+
+def test_bank_row_without_label_is_a_negative():
+    code_bank = np.array([[1, 1], [-1, 1]], np.float32)
+    votes = mainstay.mainstay_votes(np.ones((1, 1)), code_bank, np.array([[1.0], [0.0]]))
+    np.testing.assert_allclose(votes, [[2, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_bank_order_and_batch_mates_do_not_matter(weighting):
+    labels, code_bank, bank_labels = _random_problem(6)
+    votes = mainstay.mainstay_votes(labels, code_bank, bank_labels, weighting=weighting)
+    order = np.random.default_rng(6).permutation(len(code_bank))
+    other = mainstay.mainstay_votes(
+        labels, code_bank[order], bank_labels[order], weighting=weighting
+    )
+    np.testing.assert_allclose(votes, other, atol=1e-6)
+    alone = [
+        mainstay.mainstay_votes(label[None], code_bank, bank_labels, weighting=weighting)[0]
+        for label in labels
+    ]
+    np.testing.assert_allclose(votes, alone, atol=1e-6)
+
+
+def test_gradient_is_finite():
+    # Also where a norm or a sum of weights is zero.
+    labels, code_bank, bank_labels = _random_problem(7)
+    gradient = jax.grad(lambda bank: mainstay.mainstay_votes(labels, bank, bank_labels).sum())
+    assert np.all(np.isfinite(gradient(jnp.asarray(code_bank))))
+
+
+def test_unknown_options_are_refused():
+    problem = _random_problem(8)
+    with pytest.raises(ValueError, match='"similarity" or "count".*\'paper\''):
+        mainstay.mainstay_votes(*problem, weighting="paper")
+    with pytest.raises(ValueError, match='"similarity" or "count"'):
+        mainstay.mainstay_codes(*problem, weighting="")
+    with pytest.raises(ValueError, match='"positive" or "zero".*\'negative\''):
+        mainstay.mainstay_codes(*problem, ties="negative")
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("name", golden.names("mainstay_"))
+def test_golden_mainstay(name, wrap):
+    case = golden.load(name)
+    problem = case["label"], case["train_code"], case["train_label"]
+    bound = case.tolerance("|margin64| >")
+    margin = case["margin64"]
+    votes = np.asarray(wrap(mainstay.mainstay_votes)(*problem))
+    np.testing.assert_allclose(votes, margin, rtol=0, atol=bound)
+    codes = np.asarray(wrap(lambda *p: mainstay.mainstay_codes(*p, ties="zero"))(*problem))
+    clear = np.abs(margin) > bound
+    if "margin64 == 0" in case.tolerance_text:
+        clear |= margin == 0
+        np.testing.assert_array_equal(votes[margin == 0], 0)
+    np.testing.assert_array_equal(codes[clear], case["code"][clear])
+    # The library's own default: as released, but for the tied bits.
+    codes = np.asarray(mainstay.mainstay_codes(*problem))
+    decided = np.abs(margin) > bound
+    np.testing.assert_array_equal(codes[decided], case["code"][decided])
+    assert set(np.unique(codes)) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_golden_formula_mainstay(weighting):
+    formula = golden.formula("mainstay")
+    labels, code_bank, bank_labels = (
+        np.array(formula.inputs[key], np.float32)
+        for key in ("labels", "train_codes", "train_labels")
+    )
+    word = {"similarity": "code", "count": "paper"}[weighting]
+    expected = {kind: np.array(formula.expected[f"{kind}_{word}"]) for kind in ("presign", "code")}
+    votes = mainstay.mainstay_votes(labels, code_bank, bank_labels, weighting=weighting)
+    formula.assert_close(votes, expected["presign"])
+    codes = mainstay.mainstay_codes(
+        labels, code_bank, bank_labels, weighting=weighting, ties="zero"
+    )
+    clear = np.abs(expected["presign"]) > formula.tolerance
+    np.testing.assert_array_equal(np.asarray(codes)[clear], expected["code"][clear])
+    # Rows with one bit each: the votes are the weights themselves.
+    weights = mainstay.mainstay_votes(
+        labels, np.eye(len(code_bank), dtype=np.float32), bank_labels, weighting=weighting
+    )
+    attract, repel = (np.array(formula.expected[f"w_{side}_{word}"]) for side in ("pos", "neg"))
+    formula.assert_close(weights, attract - repel)
+
+
+def test_golden_formula_theorem1():
+    formula = golden.formula("theorem1")
+    label, code_bank, bank_labels = (
+        np.array(formula.inputs[key], np.float32)
+        for key in ("labels", "train_codes", "train_labels")
+    )
+    problem = label, code_bank, bank_labels, "count"
+    codes = list(itertools.product([-1, 1], repeat=code_bank.shape[1]))
+    values = [reference.mainstay_objective(code, *problem) for code in codes]
+    np.testing.assert_allclose(
+        values, formula.expected["psi_all_lexicographic"], atol=formula.tolerance
+    )
+    assert min(values) == pytest.approx(formula.expected["psi_min"], abs=formula.tolerance)
+    code = mainstay.mainstay_codes(label[None], code_bank, bank_labels, weighting="count")[0]
+    np.testing.assert_array_equal(code, formula.expected["b_argmin"])
+    np.testing.assert_array_equal(code, codes[int(np.argmin(values))])
+
+
+def test_golden_formula_mainstay_zero_bit():
+    formula = golden.formula("mainstay_zero_bit")
+    problem = [
+        np.array(formula.inputs[key], np.float32)
+        for key in ("labels", "train_codes", "train_labels")
+    ]
+    formula.assert_close(mainstay.mainstay_votes(*problem), formula.expected["presign"])
+    codes = mainstay.mainstay_codes(*problem, ties="zero")
+    np.testing.assert_array_equal(codes, formula.expected["code"])

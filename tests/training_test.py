@@ -1,0 +1,469 @@
+"""The training loop: schedules, optimizers, logs, and starting again after any kind of stop."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from saat_jax import checkpoints, datasets, defenses, networks, objectives, training
+from tests import golden
+
+NUM_EPOCHS, STEPS_PER_EPOCH = 8, 5
+NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH
+RECORD = {"identity": {"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 0}}
+BATCH = {"image": np.zeros((8, 1))}
+
+
+def _description(name):
+    """The words of a formula, which hold its constants."""
+    vectors = json.loads((golden.FOLDER / "formulas.json").read_text())["vectors"]
+    return next(vector["description"] for vector in vectors if vector["id"] == name)
+
+
+# --- schedules ---
+
+
+def test_epoch_schedule_worked_by_hand():
+    # Six epochs of two steps: each third has two epochs, and its drop comes one epoch late.
+    schedule = training.epoch_schedule(0.5, num_epochs=6, steps_per_epoch=2)
+    expected = [0.5] * 6 + [0.05] * 4 + [0.005] * 2
+    np.testing.assert_allclose([schedule(step) for step in range(12)], expected)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_epoch_schedule_of_fewer_than_three_epochs(num_epochs):
+    schedule = training.epoch_schedule(0.5, num_epochs=num_epochs, steps_per_epoch=3)
+    np.testing.assert_allclose([schedule(step) for step in range(3 * num_epochs)], 0.5)
+
+
+def test_golden_formula_hash_lr():
+    formula = golden.formula("hash_lr")
+    for num_epochs in formula.inputs["n_epochs"]:
+        schedule = training.epoch_schedule(1.0, num_epochs=num_epochs, steps_per_epoch=7)
+        for offset in (0, 6):
+            rates = [schedule(7 * epoch + offset) for epoch in range(num_epochs)]
+            expected = formula.expected[str(num_epochs)]
+            np.testing.assert_allclose(rates, expected, rtol=formula.tolerance)
+
+
+def test_milestone_schedule_worked_by_hand():
+    # Of 6 steps one half is 3, three quarters is 4.5, which no step reaches.
+    schedule = training.milestone_schedule(2.0, num_steps=6)
+    np.testing.assert_allclose([schedule(step) for step in range(6)], [2, 2, 2, 0.2, 0.2, 0.2])
+
+
+def test_golden_saat_lr_schedule():
+    case = golden.load("saat_lr_schedule")
+    for name, expected in case.arrays.items():
+        schedule = training.milestone_schedule(float(expected[0]), num_steps=len(expected))
+        rates = [schedule(step) for step in range(len(expected))]
+        np.testing.assert_allclose(rates, expected, rtol=case.tolerance("rel"), err_msg=name)
+
+
+def test_golden_formula_multistep_milestones():
+    formula, words = golden.formula("multistep_milestones"), _description("multistep_milestones")
+    batch_size = int(re.search(r"batch (\d+)", words).group(1))
+    for data, size in formula.inputs["N"].items():
+        steps_per_epoch = formula.expected[data]["steps_per_epoch"]
+        assert -(-size // batch_size) == steps_per_epoch
+        for defence, num_epochs in re.findall(r"(\w+) \((\d+) ep\)", words):
+            num_steps = int(num_epochs) * steps_per_epoch
+            schedule = training.milestone_schedule(1.0, num_steps=num_steps)
+            rates = np.array([schedule(step) for step in range(num_steps)])
+            drops = np.flatnonzero(np.diff(rates)) + 1
+            expected = [at for at, fires in formula.expected[data][defence] if fires]
+            np.testing.assert_allclose(drops, expected, atol=formula.tolerance)
+
+
+def test_make_schedule_knows_its_names():
+    make = functools.partial(
+        training.make_schedule, learning_rate=0.2, num_epochs=4, steps_per_epoch=3
+    )
+    steps = range(12)
+    epochs = training.epoch_schedule(0.2, num_epochs=4, steps_per_epoch=3)
+    assert [make("thirds")(s) for s in steps] == [epochs(s) for s in steps]
+    milestones = training.milestone_schedule(0.2, num_steps=12)
+    assert [make("milestones")(s) for s in steps] == [milestones(s) for s in steps]
+    assert {make("constant")(s) for s in steps} == {0.2}
+    # Half a cosine: 0.2, then half of it midway, then zero.
+    np.testing.assert_allclose([make("cosine")(s) for s in (0, 6, 12)], [0.2, 0.1, 0], atol=1e-9)
+    np.testing.assert_allclose(make("cosine")(4), 0.15)
+    names = r"\['constant', 'cosine', 'milestones', 'thirds'\]"
+    with pytest.raises(ValueError, match=f"unknown schedule 'step'; expected one of {names}"):
+        make("step")
+
+
+# --- optimizers ---
+
+
+def _minimise(optimizer, start, gradients):
+    """The parameter after each gradient."""
+    params, path = jnp.float32(start), []
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = jax.jit(optimizer.update)(jnp.float32(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(float(params))
+    return path
+
+
+def test_golden_formula_sgd_momentum():
+    formula = golden.formula("sgd_momentum")
+    rate, momentum, decay = map(
+        float,
+        re.search(r"lr=(\S+) momentum=(\S+) wd=(\S+)", _description("sgd_momentum")).groups(),
+    )
+    gradients = formula.inputs["grads"]
+    optimizer = training.make_optimizer(
+        "sgd", lambda _: rate, num_steps=len(gradients), momentum=momentum, weight_decay=decay
+    )
+    formula.assert_close(
+        _minimise(optimizer, formula.inputs["p0"], gradients), formula.expected["p"]
+    )
+
+
+def test_adam_follows_pytorch():
+    gradients, rate, decay = [0.5, -0.2, 0.1, 0.4], 0.1, 0.01
+    value, first, second, expected = 1.0, 0.0, 0.0, []
+    for step, gradient in enumerate(gradients, start=1):
+        total = gradient + decay * value
+        first = 0.9 * first + 0.1 * total
+        second = 0.999 * second + 0.001 * total**2
+        root = (second / (1 - 0.999**step)) ** 0.5
+        value -= rate * first / (1 - 0.9**step) / (root + 1e-8)
+        expected.append(value)
+    optimizer = training.make_optimizer("adam", lambda _: rate, num_steps=4, weight_decay=decay)
+    np.testing.assert_allclose(_minimise(optimizer, 1.0, gradients), expected, rtol=1e-5)
+
+
+def test_the_rate_follows_the_schedule_and_is_kept_beyond_it():
+    optimizer = training.make_optimizer("sgd", [0.5, 0.25, 0.125].__getitem__, num_steps=3)
+    path = _minimise(optimizer, 0.0, [1, 1, 1, 1, 1])
+    np.testing.assert_allclose(-np.diff([0, *path]), [0.5, 0.25, 0.125, 0.125, 0.125])
+
+
+def test_make_optimizer_knows_its_names():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'lamb'; .* \['adam', 'sgd'\]"):
+        training.make_optimizer("lamb", lambda _: 0.1, num_steps=1)
+
+
+# --- the loop, with an update that is easy to follow ---
+
+
+def _toy_state():
+    variables = {"params": {"w": np.float32(0)}}
+    return defenses.init_state(variables, optax.sgd(1.0), objectives.init_bank(1, 1, 1))
+
+
+def _toy_update(state, batch, *, axis_name, bad_step=None):
+    """The loss is the number of updates done before, or NaN at `bad_step`."""
+    loss = state.step.astype(jnp.float32)
+    loss = jnp.where(state.step == bad_step, jnp.nan, loss) if bad_step is not None else loss
+    params = {"w": state.params["w"] + 1}
+    return state.replace(step=state.step + 1, params=params), {"loss": loss}
+
+
+def _toy_train(folder, update=_toy_update, *, state=None, batches_from=None, **changes):
+    options = {
+        "folder": folder,
+        "steps_per_epoch": 5,
+        "num_epochs": 2,
+        "schedule": lambda step: 1 / (1 + step),
+        "record": RECORD,
+        "log_every": 3,
+        "checkpoint_every": 4,
+        "progress": False,
+    } | changes
+    num_steps = options["steps_per_epoch"] * options["num_epochs"]
+    batches_from = batches_from or (lambda step: [BATCH] * (num_steps - step))
+    return training.train(update, state or _toy_state(), batches_from, **options)
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_log_lines_worked_by_hand(tmp_path):
+    state = _toy_train(tmp_path)
+    # The loss of step n is n - 1; a line holds the mean since the line before. Lines come every
+    # 3 steps, and with the checkpoints: every 4 steps and at the end of each epoch of 5.
+    steps = [3, 4, 5, 6, 8, 9, 10]
+    losses = [1, 3, 4, 5, 6.5, 8, 9]
+    assert _lines(tmp_path) == [
+        {"step": step, "epoch": step / 5, "loss": loss, "learning_rate": 1 / step}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert state.step == 10 and state.params["w"] == 10
+    assert all(isinstance(x, np.ndarray | np.generic) for x in jax.tree.leaves(state))
+    assert training.variables_of(state) == {"params": {"w": 10}, "batch_stats": {}}
+
+
+def test_evaluations_choose_the_best_checkpoint(tmp_path):
+    asked = []
+
+    def evaluate(variables):
+        asked.append(float(variables["params"]["w"]))
+        return {"map": {10: 0.4, 20: 0.4, 25: 0.2}[asked[-1]]}
+
+    _toy_train(tmp_path, num_epochs=5, evaluate=evaluate, evaluate_every=2)
+    # After the second and the fourth epoch, and after the last.
+    assert asked == [10, 20, 25]
+    assert [line["map"] for line in _lines(tmp_path) if "map" in line] == [0.4, 0.4, 0.2]
+    with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
+        best, latest = saved.restore(best=True), saved.restore()
+    assert best.step == 10 and best.state["params"]["w"] == 10
+    assert latest.step == 25
+    expected = RECORD | {"best_map": 0.4, "num_steps": 25}
+    assert best.record == expected | {"step": 10}
+    assert latest.record == expected | {"step": 25}
+
+
+@pytest.mark.parametrize(("bad_step", "steps"), [(0, "1 and 3"), (6, "6 and 8"), (9, "9 and 10")])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_steps(tmp_path, bad_step, steps):
+    # Lines come with step 3, the epoch's end 5, the checkpoint 8 and the end 10.
+    update = functools.partial(_toy_update, bad_step=bad_step)
+    log_every = 3 if bad_step == 0 else 100
+    with pytest.raises(FloatingPointError, match=f"loss.*nan.* between steps {steps}: training"):
+        _toy_train(tmp_path, update, log_every=log_every, checkpoint_every=8)
+    assert all(np.isfinite(line["loss"]) for line in _lines(tmp_path))
+    with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
+        found = saved.restore()
+    assert found is None or found.step <= bad_step
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = _toy_train(tmp_path)
+    lines = _lines(tmp_path)
+
+    def no_batches(step):
+        raise AssertionError(f"batches were asked for from step {step}")
+
+    again = _toy_train(tmp_path, batches_from=no_batches)
+    chex.assert_trees_all_equal(again, first)
+    assert _lines(tmp_path) == lines
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        ({"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 1}, "seed = 0, this one has 1"),
+        (
+            {"model": {"num_bits": 16, "widths": [4, 9]}, "seed": 1},
+            "model.num_bits = 8, this one has 16",
+        ),
+        (
+            {"model": {"num_bits": 8, "widths": [4, 8], "depth": 3}, "seed": 0},
+            "model.depth = None, this one has 3",
+        ),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(tmp_path, identity, message):
+    _toy_train(tmp_path)
+    lines = _lines(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds a run with {message}")):
+        _toy_train(tmp_path, record={"identity": identity})
+    assert _lines(tmp_path) == lines
+    # A tuple is the list that JSON makes of it.
+    same = {"model": {"num_bits": 8, "widths": (4, 8)}, "seed": 0}
+    assert _toy_train(tmp_path, record={"identity": same}).step == 10
+
+
+def test_another_network_in_the_same_folder_is_refused_by_its_setting(tmp_path):
+    _toy_train(tmp_path)
+    state = _toy_state().replace(params={"w": np.zeros(3, np.float32), "b": np.float32(0)})
+    identity = {"model": {"num_bits": 16, "widths": [4, 8]}, "seed": 0}
+    with pytest.raises(ValueError, match=r"holds a run with model.num_bits = 8, this one has 16"):
+        _toy_train(tmp_path, state=state, record={"identity": identity})
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="divide evenly over the 8 local devices, got 12 rows"):
+        _toy_train(tmp_path, batches_from=lambda step: [{"image": np.zeros((12, 1))}])
+
+
+def test_metrics_log_drops_a_half_line_and_what_comes_again(tmp_path):
+    log = training.MetricsLog(tmp_path / "run")
+    for step in (2, 4, 6):
+        log.write(step, step / 3, {"loss": step / 10})
+    log.close()
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 8, "ep')
+    log = training.MetricsLog(tmp_path / "run", first_step=4)
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])
+    log.write(6, 2, {"map": 0.5})
+    log.close()
+    assert _lines(tmp_path / "run") == [
+        {"step": 2, "epoch": 0.6667, "loss": 0.2},
+        {"step": 4, "epoch": 1.3333, "loss": 0.4},
+        {"step": 6, "epoch": 2, "map": 0.5},
+    ]
+
+
+# --- stopped and started again, with the real update ---
+
+
+def small_run(folder, *, delay=0.0, fail_at=None):
+    """Trains SAAT on a few digits; `delay` seconds a batch, and an error before step `fail_at`."""
+    data = datasets.load_digits(image_size=16, num_query=1, num_database=36, num_train=36)
+    model = networks.ConvNet(8, widths=(4, 8))
+    schedule = training.make_schedule(
+        "milestones", 0.05, num_epochs=NUM_EPOCHS, steps_per_epoch=STEPS_PER_EPOCH
+    )
+    optimizer = training.make_optimizer(
+        "sgd", schedule, num_steps=NUM_STEPS, momentum=0.9, weight_decay=1e-4
+    )
+    codes = np.random.default_rng(0).choice([-1.0, 1.0], (36, 8)).astype(np.float32)
+    bank = objectives.CodeBank(codes, data.train.labels)
+    variables = networks.init_variables(model, jax.random.key(0), image_size=16)
+
+    def batches_from(start_step):
+        batches = datasets.train_batches(
+            data.train,
+            batch_size=8,
+            seed=0,
+            num_epochs=NUM_EPOCHS,
+            start_step=start_step,
+            image_size=16,
+            resize=None,
+        )
+        for step, batch in enumerate(batches, start=start_step):
+            time.sleep(delay)
+            if step == fail_at:
+                raise OSError("the disk is gone")
+            yield batch
+
+    def evaluate(variables):
+        return {"map": float(np.abs(variables["params"]["hash"]["kernel"]).mean())}
+
+    return training.train(
+        defenses.make_saat_update(
+            model,
+            objectives.OBJECTIVES["dph"],
+            optimizer,
+            seed=0,
+            epsilon=8 / 255,
+            step_size=2 / 255,
+            num_steps=2,
+        ),
+        defenses.init_state(variables, optimizer, bank, bank),
+        batches_from,
+        folder=folder,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        num_epochs=NUM_EPOCHS,
+        schedule=schedule,
+        record=RECORD,
+        evaluate=evaluate,
+        evaluate_every=2,
+        log_every=3,
+        checkpoint_every=4,
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Every run compiles the same program: once is enough."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    old = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", folder)
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", old)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """(final state, log) of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    state = small_run(folder)
+    assert state.step == NUM_STEPS
+    return state, (folder / "metrics.jsonl").read_bytes()
+
+
+def _start(folder, compiled):
+    """The same run in another process, slowed down so that it can be caught at any moment."""
+    code = "import sys; from tests import training_test as t; t.small_run(sys.argv[1], delay=0.06)"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for_a_checkpoint(process, folder):
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/latest/[0-9]")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_that_fails_and_goes_on_ends_with_the_same_bits(tmp_path, unbroken):
+    # Before the first checkpoint; on one; just before an epoch's end; twice at one place.
+    for fail_at in (2, 8, 24, 24):
+        with pytest.raises(OSError, match="the disk is gone"):
+            small_run(tmp_path, fail_at=fail_at)
+    chex.assert_trees_all_equal(small_run(tmp_path), unbroken[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path, unbroken, compiled_programs):
+    process = _start(tmp_path, compiled_programs)
+    _wait_for_a_checkpoint(process, tmp_path)
+    moment = random.uniform(0, 1.5)
+    print(f"killed {moment:.3f} s after the first checkpoint")
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    process.stderr.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 39, "epo')
+    chex.assert_trees_all_equal(small_run(tmp_path), unbroken[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
+
+
+def test_sigterm_saves_and_leaves_with_a_word(tmp_path, unbroken, compiled_programs):
+    process = _start(tmp_path, compiled_programs)
+    _wait_for_a_checkpoint(process, tmp_path)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    message = re.search(rf"stopped by SIGTERM at step (\d+) of {NUM_STEPS}, saved", errors)
+    assert message, errors
+    stopped_at = int(message.group(1))
+    with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
+        assert saved.restore().step == stopped_at
+    assert _lines(tmp_path)[-1]["step"] == stopped_at
+    chex.assert_trees_all_equal(small_run(tmp_path), unbroken[0])
+
+
+def test_sigterm_is_ours_during_training_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def batches(step):
+        while True:
+            yield BATCH
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(training.Interrupted, match="stopped by SIGTERM at step 2 of 10, saved"):
+        _toy_train(tmp_path, batches_from=batches)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert _toy_train(tmp_path).step == 10
