@@ -62,9 +62,16 @@ def get_base() -> ml_collections.ConfigDict:
         log_every=20,
         checkpoint_every=500,
         update=dict(
-            epsilon=8 / 255, step_size=2 / 255, num_steps=7, adversarial_weight=1.0,
-            quantization_weight=1e-4, bank="aliased", attack_mode="train", loss="mean",
-            weighting="similarity", ties="positive",
+            epsilon=8 / 255,
+            step_size=2 / 255,
+            num_steps=7,
+            adversarial_weight=1.0,
+            quantization_weight=1e-4,
+            bank="aliased",
+            attack_mode="train",
+            loss="mean",
+            weighting="similarity",
+            ties="positive",
         ),  # fmt: skip
     )
     config.evaluation = dict(

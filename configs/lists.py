@@ -8,8 +8,8 @@ FOLDER holds, for each split of train, test (the queries) and database, either S
 SPLIT_label.txt, or SPLIT.txt with path and labels on a line (see README, "Your own images").
 
 Variants: "" is AlexNet at 224 pixels with the papers' schedules (100 + 20 epochs: for a GPU),
-"small" is a convolutional network at 64 pixels for a CPU, "frozen" only trains briefly and
-attacks AlexNet at 224 pixels (for a CPU).
+"small" is a convolutional network at 64 pixels, "brief" AlexNet at 224 pixels trained for four
+epochs and attacked for 20 steps (both for a CPU).
 
 RESULT_PLACEHOLDER
 """
@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data = dict(
         source="lists",
         # Folder of the lists; paths in them are relative to it.
-        root=config_dict.required_placeholder(str),
+        root="",
         image_size=224,
         resize=256,
         # Leave out images that cannot be decoded, counted, instead of stopping.
@@ -42,16 +42,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.image_size = 64
         config.data.resize = config_dict.placeholder(int)
         config.model.name = "convnet"
-        config.model.widths = (32, 64, 128, 256)
-        config.pretrain.update(num_epochs=20, evaluate_every=5)
+        config.model.widths = (16, 32, 64, 128)
+        config.pretrain.update(num_epochs=30, evaluate_every=10)
         config.pretrain.schedule.update(name="cosine", learning_rate=3e-3)
         config.pretrain.optimizer = dict(name="adam", weight_decay=0.0)
         config.defense.update(num_epochs=8, evaluate_every=4)
         config.defense.schedule.update(name="cosine", learning_rate=3e-3)
         config.defense.optimizer = dict(name="adam", weight_decay=0.0)
     if variant == "brief":
-        config.task = "train_hash"
-        config.pretrain.update(num_epochs=3, evaluate_every=1)
-        config.pretrain.schedule.update(name="cosine", learning_rate=0.01)
+        config.pretrain.update(num_epochs=4, evaluate_every=4)
+        config.pretrain.schedule.update(name="cosine", learning_rate=1e-4)
+        config.pretrain.optimizer = dict(name="adam", weight_decay=0.0)
+        config.attacks.mainstay.num_steps = config.attacks.mainstay_targeted.num_steps = 20
         config.evaluation.batch_size = 32
     return config

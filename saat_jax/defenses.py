@@ -14,6 +14,7 @@ Losses are local shares of global means: each device sums over its rows, divides
 of real rows on all devices, and gradients are added up over devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -86,7 +87,7 @@ def _training(seed: int, step: Array, batch: Batch, axis_name: str | None) -> ne
 def _next_pass(training: networks.Training, number: int | Array) -> networks.Training:
     """The same rows with fresh keys, for another forward pass of the same step."""
     fold = jax.vmap(lambda key: jax.random.fold_in(key, number))
-    return training.replace(keys=fold(training.keys))
+    return dataclasses.replace(training, keys=fold(training.keys))
 
 
 def _all_rows(axis_name: str, *arrays: Array) -> tuple[Array, ...]:
@@ -102,7 +103,9 @@ def _apply_gradients(
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, **changes)
+    return dataclasses.replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state, **changes
+    )
 
 
 def make_hashing_update(
@@ -211,16 +214,14 @@ def make_saat_update(
     attack_loss = attacks.code_loss(loss, targeted=False)
     aliased = bank == "aliased"
 
-    def anchors(labels: Array, code_bank: objectives.CodeBank | None) -> Array:
-        assert code_bank is not None, "the state of SAAT training needs a code_bank"
+    def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
         return mainstay.mainstay_codes(
             labels, code_bank.codes, code_bank.labels, weighting=weighting, ties=ties
         )
 
     def attack(
-        state: TrainState, batch: Batch, training: networks.Training
+        state: TrainState, target_codes: Array, batch: Batch, training: networks.Training
     ) -> tuple[Array, chex.ArrayTree]:
-        target_codes = anchors(batch["label"], state.code_bank)
 
         def loss_fn(images: Array, step: Array, batch_stats: Any) -> tuple[Array, Any]:
             mode = _next_pass(training, step) if attack_mode == "train" else None
@@ -244,9 +245,13 @@ def make_saat_update(
         )
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
+        old_bank = state.code_bank
+        if old_bank is None:
+            raise ValueError("SAAT training needs a code_bank in its state; see init_state")
         training = _training(seed, state.step, batch, axis_name)
         count = lax.psum(jnp.sum(batch["mask"]), axis_name)
-        adversarial, attacked_stats = attack(state, batch, training)
+        target_codes = anchors(batch["label"], old_bank)
+        adversarial, attacked_stats = attack(state, target_codes, batch, training)
 
         def loss_fn(params: chex.ArrayTree) -> tuple[Array, Any]:
             adversarial_codes, batch_stats = networks.forward(
@@ -256,19 +261,14 @@ def make_saat_update(
                 model, params, batch_stats, batch["image"], _next_pass(training, num_steps + 2)
             )
             all_codes, *rows = _all_rows(axis_name, soft_codes, batch["label"], batch["index"])
-            code_bank = objectives.update_bank(state.code_bank, hamming.binarize(all_codes), *rows)
+            code_bank = objectives.update_bank(old_bank, hamming.binarize(all_codes), *rows)
             objective_bank = objectives.update_bank(state.bank, all_codes, *rows)
             terms = {
                 "objective_loss": objective.loss(soft_codes, batch["label"], objective_bank),
                 "adversarial_loss": -attacks.mean_loss(
                     adversarial_codes, anchors(batch["label"], code_bank), targeted=False
                 ),
-                "quantization_loss": jnp.mean(
-                    jnp.square(
-                        adversarial_codes - lax.stop_gradient(hamming.binarize(adversarial_codes))
-                    ),
-                    axis=-1,
-                ),
+                "quantization_loss": objectives.quantization(adversarial_codes),
             }
             metrics = {k: jnp.sum(v * batch["mask"]) / count for k, v in terms.items()}
             metrics["loss"] = (

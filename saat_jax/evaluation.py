@@ -322,7 +322,7 @@ def evaluate(
             {
                 "model": identity,
                 "data": dataset.fingerprint(),
-                "targets": hashlib.sha256(np.ascontiguousarray(target_labels)).hexdigest(),
+                "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
                 "settings": settings.get(name),
                 "common": common,
                 "examples": num_examples,
@@ -331,9 +331,12 @@ def evaluate(
         )
         for name in ("benign", *suite)
     }
-    records = {name: _finished(folder / f"{name}.json", digest) for name, digest in plan.items()}
-    if all(record is not None for record in records.values()):
-        return records  # type: ignore[return-value]
+    records = {}
+    for name, digest in plan.items():
+        if (record := _finished(folder / f"{name}.json", digest)) is not None:
+            records[name] = record
+    if len(records) == len(plan):
+        return records
 
     batches = functools.partial(
         datasets.eval_batches,
@@ -358,7 +361,7 @@ def evaluate(
     look = functools.partial(_examples, dataset, database_codes, target_labels, rows)
     own, target = dataset.query.labels, target_labels
 
-    if records["benign"] is None:
+    if "benign" not in records:
         metrics, curves = score(query_codes, own, "map")
         target_metrics, target_curves = score(query_codes, target, "t_map")
         curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
@@ -379,7 +382,7 @@ def evaluate(
         _write(folder, "benign", records["benign"], look(query_codes, benign, targeted=False))
 
     for name, attack in suite.items():
-        if records[name] is not None:
+        if name in records:
             continue
         labels = target if attack.targeted else own
         anchors = np.asarray(mainstay.mainstay_codes(labels, train_codes, dataset.train.labels))
@@ -414,7 +417,7 @@ def evaluate(
         adversarial = result.images[rows].astype(np.float32) / 255
         examples = look(result.codes, adversarial, targeted=attack.targeted)
         _write(folder, name, records[name], examples)
-    return records  # type: ignore[return-value]
+    return {name: records[name] for name in plan}
 
 
 def _score(

@@ -7,16 +7,18 @@ labels or networks.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+ArrayLike = jax.Array | np.ndarray
 
 
-def binarize(soft_codes: Array) -> Array:
+def binarize(soft_codes: ArrayLike) -> Array:
     """Rounds soft codes to codes in {-1, +1}; zero becomes +1. Shape and dtype stay."""
     return jnp.where(soft_codes >= 0, 1, -1).astype(soft_codes.dtype)
 
 
-def pack_codes(codes: Array) -> Array:
+def pack_codes(codes: ArrayLike) -> Array:
     """Packs codes into bytes: `[..., num_bits]` to `[..., ceil(num_bits / 8)]` uint8.
 
     A positive entry sets its bit; the unused high bits of the last byte are zero.
@@ -24,13 +26,13 @@ def pack_codes(codes: Array) -> Array:
     return jnp.packbits(codes > 0, axis=-1, bitorder="little")
 
 
-def unpack_codes(packed_codes: Array, *, num_bits: int) -> Array:
+def unpack_codes(packed_codes: ArrayLike, *, num_bits: int) -> Array:
     """Unpacks bytes into codes: `[..., num_bytes]` uint8 to `[..., num_bits]` float32 of ±1."""
     bits = jnp.unpackbits(packed_codes, axis=-1, count=num_bits, bitorder="little")
     return bits.astype(jnp.float32) * 2 - 1
 
 
-def hamming_distance(codes: Array, other_codes: Array) -> Array:
+def hamming_distance(codes: ArrayLike, other_codes: ArrayLike) -> Array:
     """Counts the differing bits of every pair of codes.
 
     Args:

@@ -10,10 +10,12 @@ from typing import Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saat_jax import hamming
 
 Array = jax.Array
+ArrayLike = jax.Array | np.ndarray
 Weighting = Literal["similarity", "count"]
 Ties = Literal["positive", "zero"]
 
@@ -27,7 +29,11 @@ def _share(total: Array) -> Array:
 
 
 def mainstay_votes(
-    labels: Array, code_bank: Array, bank_labels: Array, *, weighting: Weighting = "similarity"
+    labels: ArrayLike,
+    code_bank: ArrayLike,
+    bank_labels: ArrayLike,
+    *,
+    weighting: Weighting = "similarity",
 ) -> Array:
     """Tallies the bank's vote on every bit of each example's mainstay code.
 
@@ -66,9 +72,9 @@ def mainstay_votes(
 
 
 def mainstay_codes(
-    labels: Array,
-    code_bank: Array,
-    bank_labels: Array,
+    labels: ArrayLike,
+    code_bank: ArrayLike,
+    bank_labels: ArrayLike,
     *,
     weighting: Weighting = "similarity",
     ties: Ties = "positive",

@@ -359,7 +359,8 @@ def make_encode_fn(model: nn.Module) -> EncodeFn:
     """Builds `encode_fn(variables, images, alpha=1.0)`, a network in evaluation mode."""
 
     def encode_fn(variables: chex.ArrayTree, images: Array, alpha: Array | float = 1.0) -> Array:
-        return model.apply(variables, images, alpha)
+        codes: Any = model.apply(variables, images, alpha)
+        return codes
 
     return encode_fn
 
@@ -382,7 +383,8 @@ def forward(
     """
     variables = {"params": params, "batch_stats": batch_stats}
     if training is None:
-        return model.apply(variables, images), batch_stats
+        return make_encode_fn(model)(variables, images, 1.0), batch_stats
+    codes: Any
     codes, updated = model.apply(variables, images, training=training, mutable=["batch_stats"])
     return codes, updated.get("batch_stats", batch_stats)
 

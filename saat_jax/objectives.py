@@ -13,6 +13,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from saat_jax import hamming
+
 Array = jax.Array
 
 
@@ -71,6 +73,16 @@ def dph(soft_codes: Array, labels: Array, bank: CodeBank) -> Array:
     agreement = jnp.matmul(soft_codes, bank.codes.T, precision=jax.lax.Precision.HIGHEST)
     sign = 2 * similarity(labels, bank.labels) - 1
     return jnp.mean(jnp.square(agreement / num_bits - sign), axis=-1)
+
+
+def quantization(soft_codes: Array) -> Array:
+    """Mean squared distance of `[batch, num_bits]` soft codes to their own codes. `[batch]`
+
+    Reference:
+        SAAT, Eq. 19, there the sum over the bits; the released code takes the mean.
+    """
+    codes = jax.lax.stop_gradient(hamming.binarize(soft_codes))
+    return jnp.mean(jnp.square(soft_codes - codes), axis=-1)
 
 
 class Objective(NamedTuple):

@@ -146,12 +146,18 @@ def protocol_lines(records: Sequence[Record]) -> list[str]:
     lines = []
     for protocol, owners in protocols.items():
         words = "; ".join(
-            f"{key.removeprefix('num_').replace('_', ' ')} {'all' if value is None else value}"
+            f"{key.removeprefix('num_').replace('_', ' ')} {_plain(value)}"
             for key, value in json.loads(protocol).items()
         )
         whose = f" of {', '.join(owners)}" if len(protocols) > 1 else ""
         lines.append(f"protocol{whose}: {words}")
     return lines
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "all"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def summary_table(records: Sequence[Record]) -> str:

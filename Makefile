@@ -1,0 +1,29 @@
+# Everything here works on a fresh clone: the environment is made first, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/demo.done
+	$(BIN)/python -m launch.main --config configs/demo.py --workdir runs/demo
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: .venv/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy saat_jax launch configs
+
+.venv/demo.done: setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[data,viz]"
+	touch $@
+
+.venv/dev.done: setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv runs .jax_cache build *.egg-info

@@ -1,0 +1,22 @@
+"""What the README shows, run."""
+
+import pathlib
+import re
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_ten_lines_on_own_encoder_run_and_the_attack_lowers_map(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    clean, attacked = map(float, re.findall(r"[0-9]\.[0-9]+", capsys.readouterr().out))
+    assert attacked < clean
+
+
+def test_every_file_and_command_it_names_exists():
+    root = pathlib.Path(__file__).parents[1]
+    for path in re.findall(r"`((?:configs|launch|saat_jax)/[\w/]+\.py)", README):
+        assert (root / path).is_file(), path
+    targets = (root / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in targets, target
