@@ -61,7 +61,8 @@ def get_base() -> ml_collections.ConfigDict:
         evaluate_every=10,
         log_every=20,
         checkpoint_every=500,
-        update=dict(
+        # Arguments of the defence's update. Not "update": ConfigDict has a method of that name.
+        options=dict(
             epsilon=8 / 255,
             step_size=2 / 255,
             num_steps=7,

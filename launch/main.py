@@ -9,7 +9,9 @@ A finished stage is skipped, a stopped one goes on where it was; both are found 
 
 import logging
 import os
+import runpy
 import sys
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -48,16 +50,46 @@ def main(argv: list[str]) -> None:
     tasks.run(config, str(_WORKDIR.value))
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; of a config file that raises, only the error itself is told."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(str(error).rstrip().splitlines()[-1].strip())
+
+
 def _explain(error: Exception) -> None:
+    """Ends with one line that says what to do, which a traceback would bury."""
+    if isinstance(error, AttributeError) and (unknown := _unknown_field()):
+        sys.exit(unknown)
     sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _unknown_field() -> str | None:
+    """Names the first setting of the command line that the config does not have."""
+    arguments = [argument.lstrip("-") for argument in " ".join(sys.argv[1:]).split()]
+    text = " ".join(arguments).replace("config ", "config=")
+    path, _, variant = text.partition("config=")[2].split()[0].partition(":")
+    # The flag itself has no value yet: it is this setting that it fails on.
+    config = runpy.run_path(path)["get_config"](*[variant] if variant else [])
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not name.startswith("config."):
+            continue
+        section: Any = config
+        place = "config"
+        for part in name.split(".")[1:]:
+            if part not in section:
+                return f"{place} has no field {part!r}; it has {sorted(section)}"
+            section, place = section[part], f"{place}.{part}"
+    return None
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     try:
-        app.run(main)
-    # Bad input and bad settings: the message says what to do, a traceback would bury it.
-    except (ValueError, AttributeError, KeyError, FileNotFoundError) as error:
+        app.run(main, flags_parser=_parse)
+    except (ValueError, AttributeError, KeyError, OSError) as error:
         if os.environ.get("SAAT_TRACEBACK"):
             raise
         _explain(error)

@@ -50,13 +50,19 @@ class Run:
         _look_up(objectives.OBJECTIVES, config["objective"]["name"], "objective")
         _look_up(defenses.DEFENSES, config["defense"]["name"], "defence")
         for stage in ("pretrain", "defense"):
-            training.make_schedule(**config[stage]["schedule"], num_epochs=1, steps_per_epoch=1)
+            schedule = training.make_schedule(
+                **config[stage]["schedule"], num_epochs=1, steps_per_epoch=1
+            )
+            training.make_optimizer(**config[stage]["optimizer"], schedule=schedule, num_steps=1)
+        evaluation.Protocol(**config["evaluation"]["protocol"], seed=config["seed"])
         self.suite = {
             name: evaluation.AttackSettings(**settings)
             for name, settings in config["attacks"].items()
         }
         self.network(config["model"])
         self.data = datasets.load_dataset(**config["data"], seed=config["seed"])
+        for stage in ("pretrain", "defense"):
+            datasets.steps_per_epoch(self.data.train, config[stage]["batch_size"])
         for warning in self.data.warnings:
             print(f"note: {warning}")
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -133,6 +139,11 @@ def _write_json(path: pathlib.Path, tree: Any) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(tree, indent=1))
     os.replace(temporary, path)
+
+
+def _settings(stage: Config) -> Config:
+    """What of a stage decides its result, and so must stay the same for a run to go on."""
+    return {name: value for name, value in stage.items() if not name.endswith("_every")}
 
 
 def _train(
@@ -213,7 +224,10 @@ def train_hash(run: Run) -> None:
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
         return defenses.init_state(variables, optimizer, bank)
 
-    identity = {k: config[k] for k in ("model", "objective", "pretrain")}
+    identity = {
+        **{k: config[k] for k in ("model", "objective")},
+        "pretrain": _settings(config["pretrain"]),
+    }
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
     _train(run, "pretrained", config["pretrain"], model, update, make_state, identity)
 
@@ -229,9 +243,9 @@ def train_saat(run: Run) -> None:
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
         return defenses.init_state(variables, optimizer, bank, bank)
 
-    identity = {"pretrained": record["identity"], "defense": stage}
+    identity = {"pretrained": record["identity"], "defense": _settings(stage)}
     update = functools.partial(
-        defenses.DEFENSES[stage["name"]], seed=config["seed"], **stage["update"]
+        defenses.DEFENSES[stage["name"]], seed=config["seed"], **stage["options"]
     )
     model = run.network(record["model"])
     _train(run, "hardened", stage, model, update, make_state, identity)

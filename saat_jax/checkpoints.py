@@ -7,6 +7,7 @@ any number of devices and hosts, and a JSON record: the network, its data, its m
 
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -37,6 +38,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int = 2):
         root = pathlib.Path(folder).absolute()
+        self._unreadable: set[str] = set()
         self._managers = {
             kind: ocp.CheckpointManager(
                 root / kind,
@@ -58,7 +60,8 @@ class CheckpointFolder:
     def save(
         self, step: int, state: chex.ArrayTree, record: dict[str, Any], *, best: bool = False
     ) -> None:
-        """Saves a state in the background; a step already saved is left as it is.
+        """Saves a state in the background; a step already saved is left as it is,
+        unless `restore` found it unreadable.
 
         Args:
             step: number of updates behind the state.
@@ -68,7 +71,9 @@ class CheckpointFolder:
         """
         manager = self._managers["best" if best else "latest"]
         if step in manager.all_steps():
-            return
+            if str(manager.directory / str(step)) not in self._unreadable:
+                return
+            manager.delete(step)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
             record=ocp.args.JsonSave(record),
@@ -94,25 +99,54 @@ class CheckpointFolder:
             ValueError: if checkpoints exist but none can be read into the template.
         """
         manager = self._managers["best" if best else "latest"]
+        target = None if template is None else jax.tree.map(np.asarray, template)
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(
-                None if template is None else jax.tree.map(np.asarray, template)
-            ),
-            record=ocp.args.JsonRestore(),
+            state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
         )
+
+        def check(restored: Any) -> None:
+            if target is not None:
+                _check_shapes(restored.state, target)
+
+        found = self._newest(manager, args, check)
+        return found and Checkpoint(found[1].state, found[1].record, found[0])
+
+    def record(self) -> dict[str, Any] | None:
+        """Reads the newest sound record alone, whatever network its state is of."""
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        found = self._newest(self._managers["latest"], args, lambda restored: None)
+        return found and found[1].record
+
+    def _newest(
+        self, manager: ocp.CheckpointManager, args: Any, check: Callable[[Any], None]
+    ) -> tuple[int, Any] | None:
         problems = []
         for step in sorted(manager.all_steps(), reverse=True):
+            path = str(manager.directory / str(step))
             try:
                 restored = manager.restore(step, args=args)
+                check(restored)
             # Orbax raises many kinds for a damaged folder; all are reported below.
             except Exception as error:
-                problems.append(f"{manager.directory / str(step)}: {error}")
+                self._unreadable.add(path)
+                problems.append(f"{path}: {error}")
                 _log.warning("checkpoint %s cannot be read, trying the one before", problems[-1])
                 continue
-            return Checkpoint(restored.state, restored.record, step)
+            return step, restored
         if problems:
             raise ValueError(
                 "no checkpoint fits the state to restore; the network, the data or the code "
                 "may have changed since, or the files are damaged:\n" + "\n".join(problems)
             )
         return None
+
+
+def _check_shapes(state: chex.ArrayTree, template: chex.ArrayTree) -> None:
+    """Refuses arrays of other shapes than the template's, which Orbax hands out in silence."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, found), wanted in zip(leaves, jax.tree.leaves(template), strict=True):
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)} is {found.dtype} {found.shape}, expected "
+                f"{wanted.dtype} {wanted.shape}"
+            )

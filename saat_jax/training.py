@@ -243,9 +243,11 @@ def train(
     num_steps = steps_per_epoch * num_epochs
     with checkpoints.CheckpointFolder(folder / "checkpoints") as saved, StopSignal() as stop:
         best_map = -math.inf
+        # Before the state, whose shapes differ where the settings do.
+        if (before := saved.record()) is not None:
+            _check_identity(before, record, folder)
         found = saved.restore(state)
         if found is not None:
-            _check_identity(found.record, record, folder)
             state, best_map = found.state, found.record["best_map"]
         step = int(state.step)
         log = MetricsLog(folder, first_step=step)

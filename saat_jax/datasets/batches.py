@@ -18,6 +18,8 @@ _NUM_THREADS = max(2, (os.cpu_count() or 2) // 2)
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Counts the batches of one epoch, the last short one included."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
     return -(-len(split) // batch_size)
 
 
