@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import chex
@@ -165,14 +165,12 @@ class AttackResult:
     """What an attack made of the queries.
 
     Attributes:
-        images: `[num_queries, height, width, channels]` uint8, the adversarial images rounded.
-        codes: `[num_queries, num_bits]` in {-1, +1}, of the images before rounding.
-        rounded_codes: the same of the rounded images.
+        codes: `[num_queries, num_bits]` in {-1, +1}, of the adversarial images.
+        rounded_codes: the same of the images rounded to 8 bits.
         perturbation: the summary of `perturbation.summarize_perturbation`.
         seconds_per_image: wall clock of crafting and encoding, compilation left out.
     """
 
-    images: np.ndarray
     codes: np.ndarray
     rounded_codes: np.ndarray
     perturbation: dict[str, float]
@@ -187,10 +185,13 @@ def attack_queries(
     settings: AttackSettings,
     *,
     seed: int,
+    keep: Callable[[int, np.ndarray], None] = lambda row, image: None,
     title: str = "attack",
     progress: bool = False,
 ) -> AttackResult:
     """Attacks every query. The result does not depend on how the queries are batched.
+
+    Memory holds one batch of images, however many queries there are.
 
     Args:
         encode_fn: maps (variables, images, alpha) to soft codes.
@@ -199,17 +200,19 @@ def attack_queries(
         target_codes: `[num_queries, num_bits]` codes to flee or to reach.
         settings: the attack.
         seed: of random starts; each query has its own key.
+        keep: called with each query's row and its adversarial image rounded to 8 bits,
+            `[height, width, channels]` uint8.
         title: of the progress bar.
         progress: whether to show the bar.
 
     Raises:
-        RuntimeError: if an image left the ball or [0, 1], before or after rounding to 8 bits.
+        RuntimeError: if an image left the ball or [0, 1].
     """
     size = len(target_codes)
     craft = jax.jit(settings.build(encode_fn))
     encoder = jax.jit(encode_fn)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-    images, codes, rounded_codes = [], [], []
+    codes, rounded_codes = [], []
     metrics: dict[str, list[np.ndarray]] = {}
     seconds, compiled = 0.0, None
     with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
@@ -234,10 +237,10 @@ def attack_queries(
                 metrics.setdefault(name, []).append(values)
             rounded_soft = encoder(variables, rounded.astype(np.float32) / 255, 1.0)
             rounded_codes.append(np.asarray(hamming.binarize(rounded_soft))[real])
-            images.append(rounded[real])
+            for row, image in zip(batch["index"][real], rounded[real], strict=True):
+                keep(int(row), image)
             bar.update(int(real.sum()))
     return AttackResult(
-        images=np.concatenate(images),
         codes=np.concatenate(codes),
         rounded_codes=np.concatenate(rounded_codes),
         perturbation=perturbation.summarize_perturbation(
@@ -386,6 +389,14 @@ def evaluate(
         if name in records:
             continue
         labels = target if attack.targeted else own
+        kept: dict[int, np.ndarray] = {}
+
+        def keep(row: int, image: np.ndarray, name: str = name, kept: Any = kept) -> None:
+            if row in rows:
+                kept[row] = image
+            if save_images:
+                _save_image(folder / name / f"{row:06d}.png", image)
+
         anchors = np.asarray(mainstay.mainstay_codes(labels, train_codes, dataset.train.labels))
         result = attack_queries(
             encode_fn,
@@ -394,6 +405,7 @@ def evaluate(
             anchors,
             attack,
             seed=protocol.seed,
+            keep=keep,
             title=f"attack {name}",
             progress=progress,
         )
@@ -413,9 +425,7 @@ def evaluate(
             "seconds_per_image": result.seconds_per_image,
             "identity": plan[name],
         }
-        if save_images:
-            _save_images(folder / name, result.images)
-        adversarial = result.images[rows].astype(np.float32) / 255
+        adversarial = np.stack([kept[row] for row in rows]).astype(np.float32) / 255
         examples = look(result.codes, adversarial, targeted=attack.targeted)
         _write(folder, name, records[name], examples)
     return {name: records[name] for name in plan}
@@ -463,12 +473,11 @@ def _examples(
     }
 
 
-def _save_images(folder: pathlib.Path, images: np.ndarray) -> None:
+def _save_image(path: pathlib.Path, image: np.ndarray) -> None:
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for row, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{row:06d}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
 
 
 def _digest(tree: dict[str, Any]) -> str:
