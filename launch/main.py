@@ -1,8 +1,8 @@
 r"""Runs a task of a config.
 
     python -m launch.main --config configs/demo.py --workdir runs/demo
-    python -m launch.main --config configs/lists.py:grocery64 --workdir runs/grocery64 \
-        --config.data.root=DIR --config.task=train_hash
+    python -m launch.main --config configs/lists.py:small --workdir runs/mine \
+        --config.data.root=FOLDER --config.task=train_hash
 
 A finished stage is skipped, a stopped one goes on where it was; both are found in the workdir.
 """
@@ -20,9 +20,6 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with its variant if it has any: FILE[:VARIANT].", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a Slurm, GKE or Cloud TPU job first."
-)
 _CACHE = flags.DEFINE_string(
     "compilation_cache", ".jax_cache", "Folder for compiled programs; empty for none."
 )
@@ -43,8 +40,6 @@ def main(argv: list[str]) -> None:
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
     config = _CONFIG.value.to_dict()
     jax.config.update("jax_default_matmul_precision", config["precision"])
     tasks.run(config, str(_WORKDIR.value))
