@@ -7,7 +7,7 @@ from ml_collections import config_dict
 def get_base() -> ml_collections.ConfigDict:
     """Returns the fields of a run: data, model, objective, pretrain, attacks, defense."""
     config = ml_collections.ConfigDict()
-    # One of launch/tasks.py's TASKS: train_hash, attack, train_saat, evaluate, report, chain.
+    # One of launch/tasks.py's TASKS: train_hash, attack, train_saat, evaluate, chain; or report.
     config.task = "chain"
     # Of the initial weights, the order of the images, dropout, random starts, target labels.
     config.seed = 0
@@ -42,7 +42,8 @@ def get_base() -> ml_collections.ConfigDict:
         log_every=20,
         checkpoint_every=500,
     )
-    # By the name of the record. Pixel units of [0, 1]: 1 / 255 is one grey level.
+    # By the name of the record. Pixel units of [0, 1]: 1 / 255 is one grey level, which the
+    # command line takes as a decimal, 0.0039216.
     mainstay = dict(
         attack="mainstay", epsilon=8 / 255, step_size=1 / 255, num_steps=100, loss="focused",
         anneal=True, random_start=True,
@@ -76,7 +77,10 @@ def get_base() -> ml_collections.ConfigDict:
         ),  # fmt: skip
     )
     config.evaluation = dict(
-        models=("pretrained",),
+        # Which models to judge; none named is every one that is trained.
+        models=(),
+        # "latest", the papers' choice, or "best": that of the highest MAP, chosen on the queries.
+        checkpoint="latest",
         batch_size=128,
         # k = 5000 as SAAT; None ranks the whole database, as ProS-GAN.
         protocol=dict(k=5000, ties="average", normalizer="hits"),

@@ -35,8 +35,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         root="",
         image_size=224,
         resize=256,
+        # "OLD=NEW": beginnings of paths in the lists to replace, such as "/home/me/coco/=".
+        remap=(),
         # Leave out images that cannot be decoded, counted, instead of stopping.
         skip_corrupt=False,
+        # Whether to decode every image before the run, or only look whether it is there.
+        decode=True,
     )
     if variant == "small":
         config.data.image_size = 64

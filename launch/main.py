@@ -46,18 +46,15 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; of a config file that raises, only the error itself is told."""
+    """Parses flags; a config file or a setting that fails is answered by one line."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(str(error).rstrip().splitlines()[-1].strip())
-
-
-def _explain(error: Exception) -> None:
-    """Ends with one line that says what to do, which a traceback would bury."""
-    if isinstance(error, AttributeError) and (unknown := _unknown_field()):
-        sys.exit(unknown)
-    sys.exit(f"{type(error).__name__}: {error}")
+    except (AttributeError, KeyError) as error:
+        sys.exit(_unknown_field() or f"{type(error).__name__}: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def _unknown_field() -> str | None:
@@ -84,7 +81,8 @@ if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=_parse)
-    except (ValueError, AttributeError, KeyError, OSError) as error:
+    except (ValueError, ArithmeticError, ModuleNotFoundError, OSError) as error:
+        # What to mend stands in the message; a traceback would bury it.
         if os.environ.get("SAAT_TRACEBACK"):
             raise
-        _explain(error)
+        sys.exit(f"{type(error).__name__}: {error}\n(SAAT_TRACEBACK=1 shows where)")

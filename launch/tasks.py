@@ -41,32 +41,54 @@ class Run:
         workdir: folder of the run.
 
     Raises:
-        ValueError: if the data or a name in the config is wrong.
+        ValueError: if the data or a setting of the config is wrong.
     """
 
     def __init__(self, config: Config, workdir: str | pathlib.Path):
         self.config = config
         self.workdir = pathlib.Path(workdir).absolute()
-        _look_up(objectives.OBJECTIVES, config["objective"]["name"], "objective")
-        _look_up(defenses.DEFENSES, config["defense"]["name"], "defence")
+        _check_numbers(config)
+        model = self.network(config["model"])
+        objective = _look_up(objectives.OBJECTIVES, config["objective"]["name"], "objective")
         for stage in ("pretrain", "defense"):
             schedule = training.make_schedule(
                 **config[stage]["schedule"], num_epochs=1, steps_per_epoch=1
             )
-            training.make_optimizer(**config[stage]["optimizer"], schedule=schedule, num_steps=1)
-        evaluation.Protocol(**config["evaluation"]["protocol"], seed=config["seed"])
+            optimizer = training.make_optimizer(
+                **config[stage]["optimizer"], schedule=schedule, num_steps=1
+            )
+        make_update = _look_up(defenses.DEFENSES, config["defense"]["name"], "defence")
+        make_update(model, objective, optimizer, seed=0, **config["defense"]["options"])
+        self.protocol = evaluation.Protocol(
+            **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
+        )
         self.suite = {
             name: evaluation.AttackSettings(**settings)
             for name, settings in config["attacks"].items()
         }
-        self.network(config["model"])
-        self.data = datasets.load_dataset(**config["data"], seed=config["seed"])
-        for stage in ("pretrain", "defense"):
-            datasets.steps_per_epoch(self.data.train, config[stage]["batch_size"])
+        remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
+        self.data = datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
         for warning in self.data.warnings:
             print(f"note: {warning}")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(self.workdir / "config.json", config)
+        self.target_labels = self._target_labels()
+
+    @property
+    def identity(self) -> Config:
+        """What every stage of the run has in common: another value is another run."""
+        return {
+            "model": self.config["model"],
+            "data": self.data.fingerprint(),
+            "seed": self.config["seed"],
+            "precision": self.config["precision"],
+        }
+
+    def accept(self) -> None:
+        """Stores the config: it fits what the folder holds."""
+        path = self.workdir / "config.json"
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(self.config, indent=1))
+        os.replace(temporary, path)
 
     def network(self, model: Config) -> nn.Module:
         """The network of a "model" section."""
@@ -92,20 +114,20 @@ class Run:
         """The codes of a split."""
         return evaluation.encode(encode_fn, variables, self.batches(split), size=len(split))
 
-    def target_labels(self) -> np.ndarray:
-        """The targets of the run: drawn and stored by the first who asks."""
+    def _target_labels(self) -> np.ndarray:
+        """The targets of the run, drawn once and stored."""
         path = self.workdir / "targets.npz"
-        fingerprint = self.data.fingerprint()
+        made_for = f"{self.data.fingerprint()} seed {self.config['seed']}"
         if path.is_file():
             with np.load(path) as file:
-                if str(file["data"]) == fingerprint:
+                if str(file["made_for"]) == made_for:
                     return file["target_labels"]
         rng = np.random.default_rng(self.config["seed"])
         labels = attacks.select_target_labels(
             self.data.query.labels, self.data.database.labels, rng
         )
         temporary = path.with_name(".targets.npz")
-        np.savez_compressed(temporary, target_labels=labels, data=fingerprint)
+        np.savez_compressed(temporary, target_labels=labels, made_for=made_for)
         os.replace(temporary, path)
         return labels
 
@@ -113,20 +135,28 @@ class Run:
         """Reads a trained model: (encode_fn, variables, its checkpoint's record).
 
         Raises:
-            ValueError: if it has not been trained to its end in this folder.
+            ValueError: if it has not been trained to its end in this folder, or was trained
+                with other data or settings than this run's.
         """
         folder = self.folder(name) / "checkpoints"
-        with checkpoints.CheckpointFolder(folder) as saved:
-            found = saved.restore()
-        if found is None or found.step < found.record["num_steps"]:
-            done = f"only {found.step} of its steps" if found else "nothing"
-            raise ValueError(
-                f"model {name!r} is not trained: {folder} holds {done}; run the task "
-                f"{'train_hash' if name == 'pretrained' else 'train_saat'!r} with this --workdir"
-            )
+        with checkpoints.CheckpointFolder(folder, read_only=True) as saved:
+            latest = saved.record()
+            if latest is None or latest["step"] < latest["num_steps"]:
+                task = "train_hash" if name == "pretrained" else "train_saat"
+                done = f"step {latest['step']} of {latest['num_steps']}" if latest else "nothing"
+                raise ValueError(
+                    f"model {name!r} is not trained: {folder} holds {done}; run the task "
+                    f"{task!r} with this --workdir"
+                )
+            training.check_identity(latest["identity"], self.identity, folder)
+            found = saved.restore(best=self.config["evaluation"]["checkpoint"] == "best")
+        if found is None:
+            raise ValueError(f"{folder} holds no best checkpoint; use evaluation.checkpoint=latest")
         state = found.state
         variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
-        return networks.make_encode_fn(self.network(found.record["model"])), variables, found.record
+        encode_fn = networks.make_encode_fn(self.network(found.record["model"]))
+        # On the device once, not with every batch.
+        return encode_fn, jax.device_put(variables), found.record
 
 
 def _look_up(table: dict[str, Any], name: str, what: str) -> Any:
@@ -135,10 +165,21 @@ def _look_up(table: dict[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def _write_json(path: pathlib.Path, tree: Any) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(tree, indent=1))
-    os.replace(temporary, path)
+def _check_numbers(config: Config) -> None:
+    """Refuses counts that would fail only after hours of work."""
+    for section in ("pretrain", "defense", "evaluation"):
+        for name, value in config[section].items():
+            counts = name.startswith("num_") or name.endswith("_every") or name == "batch_size"
+            if counts and value < 1:
+                raise ValueError(f"{section}.{name} must be at least 1, got {value}")
+    devices = jax.device_count()
+    for section in ("pretrain", "defense"):
+        if (rows := config[section]["batch_size"]) % devices:
+            raise ValueError(
+                f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"
+            )
+    if (checkpoint := config["evaluation"]["checkpoint"]) not in ("latest", "best"):
+        raise ValueError(f'evaluation.checkpoint must be "latest" or "best", got {checkpoint!r}')
 
 
 def _settings(stage: Config) -> Config:
@@ -152,13 +193,23 @@ def _train(
     stage: Config,
     model: nn.Module,
     make_update: Callable[..., defenses.UpdateFn],
-    make_state: Callable[..., defenses.TrainState],
-    identity: Config,
+    make_state: Callable[[Any], defenses.TrainState],
+    made_from: Config,
 ) -> None:
-    """Trains one model of the run, with the schedule of a stage."""
-    config, data = run.config, run.data
+    """Trains one model of the run with the settings of a stage, unless that is done."""
+    config, data, folder = run.config, run.data, run.folder(name)
     steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
     num_steps = steps_per_epoch * stage["num_epochs"]
+    identity = run.identity | made_from
+    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
+        latest = saved.record()
+    if latest is not None:
+        training.check_identity(latest["identity"], identity, folder)
+        if latest["step"] == num_steps:
+            print(f"{name}: trained already, {num_steps} steps in {folder}")
+            return
+    run.accept()
+
     schedule = training.make_schedule(
         **stage["schedule"], num_epochs=stage["num_epochs"], steps_per_epoch=steps_per_epoch
     )
@@ -166,25 +217,24 @@ def _train(
         **stage["optimizer"], schedule=schedule, num_steps=num_steps
     )
     encode_fn = networks.make_encode_fn(model)
-    protocol = evaluation.Protocol(**config["evaluation"]["protocol"], seed=config["seed"])
 
     def evaluate(variables: Any) -> dict[str, float]:
         query, database = (run.encode(encode_fn, variables, s) for s in (data.query, data.database))
         labels = (data.query.labels, data.database.labels)
-        return {"map": protocol.map_at_k(query, database, *labels)}
+        return {"map": run.protocol.map_at_k(query, database, *labels)}
 
     training.train(
         make_update(model, objectives.OBJECTIVES[config["objective"]["name"]], optimizer),
         make_state(optimizer),
         functools.partial(_train_batches, data, stage, config["seed"]),
-        folder=run.folder(name),
+        folder=folder,
         steps_per_epoch=steps_per_epoch,
         num_epochs=stage["num_epochs"],
         schedule=schedule,
         record={
             "model": config["model"],
             "classes": list(data.class_names),
-            "identity": {**identity, "data": data.fingerprint(), "seed": config["seed"]},
+            "identity": identity,
         },
         evaluate=evaluate,
         evaluate_every=stage["evaluate_every"],
@@ -224,12 +274,9 @@ def train_hash(run: Run) -> None:
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
         return defenses.init_state(variables, optimizer, bank)
 
-    identity = {
-        **{k: config[k] for k in ("model", "objective")},
-        "pretrain": _settings(config["pretrain"]),
-    }
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
-    _train(run, "pretrained", config["pretrain"], model, update, make_state, identity)
+    made_from = {"objective": config["objective"], "pretrain": _settings(config["pretrain"])}
+    _train(run, "pretrained", config["pretrain"], model, update, make_state, made_from)
 
 
 def train_saat(run: Run) -> None:
@@ -243,34 +290,36 @@ def train_saat(run: Run) -> None:
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
         return defenses.init_state(variables, optimizer, bank, bank)
 
-    identity = {"pretrained": record["identity"], "defense": _settings(stage)}
     update = functools.partial(
         defenses.DEFENSES[stage["name"]], seed=config["seed"], **stage["options"]
     )
     model = run.network(record["model"])
-    _train(run, "hardened", stage, model, update, make_state, identity)
+    made_from = {"pretrained": record["identity"], "defense": _settings(stage)}
+    _train(run, "hardened", stage, model, update, make_state, made_from)
 
 
-def evaluate(run: Run, *, models: tuple[str, ...] = (), save_images: bool = False) -> None:
+def evaluate(run: Run, *, save_images: bool = False) -> None:
     """Judges models without and under every attack of the config, and prints the table."""
-    config = run.config
-    for name in models or config["evaluation"]["models"]:
+    settings = run.config["evaluation"]
+    trained = [name for name in ("pretrained", "hardened") if run.folder(name).is_dir()]
+    for name in settings["models"] or trained or ["pretrained"]:
         encode_fn, variables, record = run.load_model(name)
+        run.accept()
         evaluation.evaluate(
             encode_fn,
             variables,
             run.data,
             run.suite,
-            run.target_labels(),
-            protocol=evaluation.Protocol(**config["evaluation"]["protocol"], seed=config["seed"]),
+            run.target_labels,
+            protocol=run.protocol,
             folder=run.workdir / "records" / name,
             identity={"record": record["identity"], "step": record["step"]},
-            batch_size=config["evaluation"]["batch_size"],
-            num_examples=config["evaluation"]["num_examples"],
+            batch_size=settings["batch_size"],
+            num_examples=settings["num_examples"],
             save_images=save_images,
             progress=True,
         )
-    report(run)
+    show_report(run.workdir)
 
 
 def attack(run: Run) -> None:
@@ -278,17 +327,17 @@ def attack(run: Run) -> None:
     evaluate(run, save_images=True)
 
 
-def report(run: Run) -> None:
+def show_report(workdir: pathlib.Path) -> None:
     """Prints the table of the records made so far and writes the page."""
-    print(reports.summary_table(reports.load_records(run.workdir)))
-    print(f"report: {reports.write_report(run.workdir)}")
+    print(reports.summary_table(reports.load_records(workdir)))
+    print(f"report: {reports.write_report(workdir)}")
 
 
 def chain(run: Run) -> None:
     """Trains, attacks, hardens and attacks again."""
     train_hash(run)
     train_saat(run)
-    evaluate(run, models=("pretrained", "hardened"))
+    evaluate(run)
 
 
 TASKS: dict[str, Callable[[Run], None]] = {
@@ -296,15 +345,18 @@ TASKS: dict[str, Callable[[Run], None]] = {
     "attack": attack,
     "train_saat": train_saat,
     "evaluate": evaluate,
-    "report": report,
     "chain": chain,
 }
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task.
+    """Runs the config's task: one of `TASKS`, or "report", which needs no data.
 
     Raises:
         ValueError: if there is no such task, or the config or its data are wrong.
     """
-    _look_up(TASKS, config["task"], "task")(Run(config, workdir))
+    if config["task"] == "report":
+        show_report(pathlib.Path(workdir).absolute())
+    else:
+        task = _look_up({**TASKS, "report": None}, config["task"], "task")
+        task(Run(config, workdir))

@@ -199,13 +199,16 @@ def pgd(
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
 
     Raises:
-        ValueError: if the loss is unknown or `alphas` has another length than `num_steps`.
+        ValueError: if the loss is unknown, the images are not floats or `alphas` has another
+            length than `num_steps`.
 
     Reference:
         SAAT, Eq. 15 and Section IV-A.
     """
     chex.assert_rank([images, target_codes], [4, 2])
     chex.assert_equal_shape_prefix([images, target_codes], 1)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
     schedule = jnp.ones(num_steps) if alphas is None else jnp.asarray(alphas)
     if schedule.shape != (num_steps,):
         raise ValueError(

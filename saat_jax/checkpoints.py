@@ -32,21 +32,25 @@ class CheckpointFolder:
     Use as a context manager: leaving it waits for the last save to be whole.
 
     Args:
-        folder: where the checkpoints live; made if absent.
+        folder: where the checkpoints live; made if absent, unless `read_only`.
         keep: how many of the latest to keep, so that a damaged newest one is no loss.
+        read_only: never change the folder: a trainer may be writing to it.
     """
 
-    def __init__(self, folder: str | pathlib.Path, *, keep: int = 2):
+    def __init__(self, folder: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
         root = pathlib.Path(folder).absolute()
         self._unreadable: set[str] = set()
         self._managers = {
             kind: ocp.CheckpointManager(
                 root / kind,
-                options=ocp.CheckpointManagerOptions(
+                options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+                if read_only
+                else ocp.CheckpointManagerOptions(
                     max_to_keep=count, create=True, cleanup_tmp_directories=True
                 ),
             )
             for kind, count in (("latest", keep), ("best", 1))
+            if not read_only or (root / kind).is_dir()
         }
 
     def __enter__(self) -> "CheckpointFolder":
@@ -98,7 +102,7 @@ class CheckpointFolder:
         Raises:
             ValueError: if checkpoints exist but none can be read into the template.
         """
-        manager = self._managers["best" if best else "latest"]
+        manager = self._managers.get("best" if best else "latest")
         target = None if template is None else jax.tree.map(np.asarray, template)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
@@ -114,12 +118,14 @@ class CheckpointFolder:
     def record(self) -> dict[str, Any] | None:
         """Reads the newest sound record alone, whatever network its state is of."""
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        found = self._newest(self._managers["latest"], args, lambda restored: None)
+        found = self._newest(self._managers.get("latest"), args, lambda restored: None)
         return found and found[1].record
 
     def _newest(
-        self, manager: ocp.CheckpointManager, args: Any, check: Callable[[Any], None]
+        self, manager: ocp.CheckpointManager | None, args: Any, check: Callable[[Any], None]
     ) -> tuple[int, Any] | None:
+        if manager is None:
+            return None
         problems = []
         for step in sorted(manager.all_steps(), reverse=True):
             path = str(manager.directory / str(step))

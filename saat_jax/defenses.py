@@ -202,7 +202,7 @@ def make_saat_update(
         "objective_loss", "adversarial_loss", "quantization_loss".
 
     Raises:
-        ValueError: if `bank`, `attack_mode` or `loss` is unknown.
+        ValueError: if a name is unknown or a size negative.
 
     Reference:
         SAAT, Algorithm 1 and Eq. 18 to 20; SPEC 6.1.
@@ -211,7 +211,12 @@ def make_saat_update(
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
     if attack_mode not in ("train", "eval"):
         raise ValueError(f'attack_mode must be "train" or "eval", got {attack_mode!r}')
+    if epsilon < 0 or num_steps < 0:
+        raise ValueError(
+            f"epsilon and num_steps must not be negative, got {epsilon:.6g} and {num_steps}"
+        )
     attack_loss = attacks.code_loss(loss, targeted=False)
+    mainstay.check_options(weighting, ties)
     aliased = bank == "aliased"
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:

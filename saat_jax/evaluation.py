@@ -38,12 +38,14 @@ class Protocol:
         ties: "average" or "index", see `retrieval.map_at_k`.
         normalizer: "hits" or "min(k,relevant)", see `retrieval.map_at_k`.
         seed: of random starts and target labels.
+        precision: of float32 products on accelerators, as the run has set it in JAX.
     """
 
     k: int | None
     ties: str
     normalizer: str
     seed: int
+    precision: str = "highest"
 
     def __post_init__(self) -> None:
         # One query and one item: the names are checked before hours of work, not after.
@@ -96,7 +98,7 @@ def encode(
         FloatingPointError: if a code is not finite.
         ValueError: if the batches do not cover the split.
     """
-    encoder = jax.jit(encode_fn)
+    encoder, variables = jax.jit(encode_fn), jax.device_put(variables)
     codes, seen = None, np.zeros(size, bool)
     with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
         for batch in batches:
@@ -144,6 +146,11 @@ class AttackSettings:
                 f"unknown attack {self.attack!r}; expected one of {sorted(attacks.ATTACKS)}"
             )
         attacks.code_loss(self.loss, targeted=self.targeted)
+        if self.epsilon < 0 or self.num_steps < 0:
+            raise ValueError(
+                "epsilon and num_steps must not be negative, got "
+                f"{self.epsilon:.6g} and {self.num_steps}"
+            )
 
     def build(self, encode_fn: networks.EncodeFn) -> Any:
         """The attack as a function of (variables, images, target codes, keys)."""
@@ -189,7 +196,7 @@ def attack_queries(
     title: str = "attack",
     progress: bool = False,
 ) -> AttackResult:
-    """Attacks every query. The result does not depend on how the queries are batched.
+    """Attacks every query. How the queries are batched changes the result by rounding only.
 
     Memory holds one batch of images, however many queries there are.
 
@@ -210,7 +217,7 @@ def attack_queries(
     """
     size = len(target_codes)
     craft = jax.jit(settings.build(encode_fn))
-    encoder = jax.jit(encode_fn)
+    encoder, variables = jax.jit(encode_fn), jax.device_put(variables)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
     codes, rounded_codes = [], []
     metrics: dict[str, list[np.ndarray]] = {}
@@ -230,7 +237,8 @@ def attack_queries(
             codes.append(np.asarray(batch_codes)[real])
             seconds += time.perf_counter() - start
             _audit(batch["image"][real], adversarial[real], settings.epsilon)
-            rounded = np.round(adversarial * 255).astype(np.uint8)
+            rounded = _round_inside(adversarial, batch["image"], settings.epsilon)
+            _audit(batch["image"][real], rounded[real] / np.float32(255), settings.epsilon)
             for name, values in perturbation.perturbation_metrics(
                 batch["image"][real], adversarial[real]
             ).items():
@@ -250,21 +258,26 @@ def attack_queries(
     )
 
 
+def _round_inside(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:
+    """Rounds images to 8 bits without leaving the ball, by the nearest level inside it."""
+    # A level that float32 puts a hair outside counts as inside.
+    low = np.ceil(255 * (images - epsilon) - 1e-3)
+    high = np.floor(255 * (images + epsilon) + 1e-3)
+    # Where the ball holds no level at all, the audit tells.
+    levels = np.clip(np.round(255 * adversarial), low, np.maximum(low, high))
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
 def _audit(images: np.ndarray, adversarial: np.ndarray, epsilon: float) -> None:
-    """Refuses images outside the ball or [0, 1]; rounding moves a pixel by half a level more."""
-    # A float32 near 1 is 6e-8 wide.
-    inside = np.abs(adversarial - images).max(initial=0) <= epsilon + 1e-6
+    """Refuses images outside the ball or [0, 1]."""
+    # The width of float32 near 1, and of the levels that rounding counts as inside.
+    inside = np.abs(adversarial - images).max(initial=0) <= epsilon + 1e-5
     in_range = adversarial.min(initial=0) >= 0 and adversarial.max(initial=1) <= 1
     if not (np.isfinite(adversarial).all() and inside and in_range):
         raise RuntimeError(
             f"the attack left the ball of radius {epsilon:.6g} or the range [0, 1] (largest "
             f"change {np.abs(adversarial - images).max():.6g}); its result is not reported"
         )
-
-
-def base_rate(labels: np.ndarray, database_labels: np.ndarray) -> float:
-    """Share of (query, database) pairs that share a label: about the MAP of random codes."""
-    return float(np.mean(labels @ database_labels.T > 0))
 
 
 def evaluate(
@@ -312,7 +325,7 @@ def evaluate(
             "num_train": len(dataset.train),
             "num_classes": dataset.num_classes,
             "image_size": dataset.image_size,
-            "base_rate": base_rate(dataset.query.labels, dataset.database.labels),
+            "base_rate": datasets.relevant_share(dataset.query.labels, dataset.database.labels),
             "targets": "disjoint",
             **dataclasses.asdict(protocol),
         },
@@ -330,14 +343,15 @@ def evaluate(
                 "settings": settings.get(name),
                 "common": common,
                 "examples": num_examples,
-                "images": save_images,
             }
         )
         for name in ("benign", *suite)
     }
     records = {}
     for name, digest in plan.items():
-        if (record := _finished(folder / f"{name}.json", digest)) is not None:
+        record = _finished(folder / f"{name}.json", digest)
+        images_wanted = save_images and name in suite
+        if record and not (images_wanted and _num_images(folder / name) < len(dataset.query)):
             records[name] = record
     if len(records) == len(plan):
         return records
@@ -364,6 +378,9 @@ def evaluate(
     rows = np.linspace(0, len(dataset.query) - 1, min(num_examples, len(dataset.query)), dtype=int)
     look = functools.partial(_examples, dataset, database_codes, target_labels, rows)
     own, target = dataset.query.labels, target_labels
+    benign = datasets.load_images(
+        dataset.query, rows, image_size=dataset.image_size, resize=dataset.resize
+    )
 
     if "benign" not in records:
         metrics, curves = score(query_codes, own, "map")
@@ -380,9 +397,6 @@ def evaluate(
             "seconds_per_image": None,
             "identity": plan["benign"],
         }
-        benign = datasets.load_images(
-            dataset.query, rows, image_size=dataset.image_size, resize=dataset.resize
-        )
         _write(folder, "benign", records["benign"], look(query_codes, benign, targeted=False))
 
     for name, attack in suite.items():
@@ -397,7 +411,7 @@ def evaluate(
             if save_images:
                 _save_image(folder / name / f"{row:06d}.png", image)
 
-        anchors = np.asarray(mainstay.mainstay_codes(labels, train_codes, dataset.train.labels))
+        anchors = _anchors(labels, train_codes, dataset.train.labels)
         result = attack_queries(
             encode_fn,
             variables,
@@ -412,8 +426,13 @@ def evaluate(
         prefix = "t_map" if attack.targeted else "map"
         metrics, curves = score(result.codes, labels, prefix)
         theory = anchors if attack.targeted else -anchors
-        metrics[f"theory_{prefix}"] = score(theory, labels, prefix)[0][prefix]
-        metrics[f"{prefix}_8bit"] = score(result.rounded_codes, labels, prefix)[0][prefix]
+        for measure, codes in (
+            (f"theory_{prefix}", theory),
+            (f"{prefix}_8bit", result.rounded_codes),
+        ):
+            metrics[measure] = protocol.map_at_k(
+                codes, database_codes, labels, dataset.database.labels
+            )
         records[name] = {
             **common,
             "attack": name,
@@ -425,10 +444,18 @@ def evaluate(
             "seconds_per_image": result.seconds_per_image,
             "identity": plan[name],
         }
-        adversarial = np.stack([kept[row] for row in rows]).astype(np.float32) / 255
+        adversarial = np.zeros((len(rows), *benign.shape[1:]), np.float32)
+        for place, row in enumerate(rows):
+            adversarial[place] = kept[row] / np.float32(255)
         examples = look(result.codes, adversarial, targeted=attack.targeted)
         _write(folder, name, records[name], examples)
     return {name: records[name] for name in plan}
+
+
+def _anchors(labels: np.ndarray, codes: np.ndarray, code_labels: np.ndarray) -> np.ndarray:
+    """Mainstay codes of many label vectors, some at a time: votes need `rows x bank_size`."""
+    parts = [labels[row : row + 256] for row in range(0, len(labels), 256)]
+    return np.concatenate([mainstay.mainstay_codes(part, codes, code_labels) for part in parts])
 
 
 def _score(
@@ -478,6 +505,10 @@ def _save_image(path: pathlib.Path, image: np.ndarray) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
+
+
+def _num_images(folder: pathlib.Path) -> int:
+    return sum(1 for _ in folder.glob("*.png"))
 
 
 def _digest(tree: dict[str, Any]) -> str:

@@ -43,9 +43,17 @@ def hamming_distance(codes: ArrayLike, other_codes: ArrayLike) -> Array:
         `[num_queries, num_database]` float32. A zero entry, the tied bit of a released
         mainstay code, counts as half a differing bit.
 
+    Raises:
+        ValueError: if the codes are packed.
+
     Reference:
         SAAT, Section III-A: D = (num_bits - <b, b'>) / 2.
     """
+    if codes.dtype == jnp.uint8 or other_codes.dtype == jnp.uint8:
+        raise ValueError(
+            "expected codes in {-1, 0, +1}, got uint8: use unpack_codes on packed codes"
+        )
+    codes, other_codes = jnp.asarray(codes, jnp.float32), jnp.asarray(other_codes, jnp.float32)
     # HIGHEST: the bfloat16 or TF32 default of an accelerator is exact for ±1 codes only.
     agreement = jnp.matmul(codes, other_codes.T, precision=jax.lax.Precision.HIGHEST)
     return 0.5 * (codes.shape[-1] - agreement)

@@ -23,6 +23,14 @@ Ties = Literal["positive", "zero"]
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
+def check_options(weighting: str, ties: str) -> None:
+    """Refuses an unknown `weighting` or `ties` with a ValueError that names the known."""
+    if weighting not in ("similarity", "count"):
+        raise ValueError(f'weighting must be "similarity" or "count", got {weighting!r}')
+    if ties not in ("positive", "zero"):
+        raise ValueError(f'ties must be "positive" or "zero", got {ties!r}')
+
+
 def _share(total: Array) -> Array:
     """One over `total`, and zero where there is nothing to share."""
     return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
@@ -60,8 +68,11 @@ def mainstay_votes(
     """
     chex.assert_rank([labels, code_bank, bank_labels], 2)
     chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
-    if weighting not in ("similarity", "count"):
-        raise ValueError(f'weighting must be "similarity" or "count", got {weighting!r}')
+    check_options(weighting, "positive")
+    # A product of booleans would be a logical one, and one of small integers would overflow.
+    labels, code_bank, bank_labels = (
+        jnp.asarray(x, jnp.float32) for x in (labels, code_bank, bank_labels)
+    )
     overlap = jnp.matmul(labels, bank_labels.T, precision=_PRECISION)
     norms = jnp.linalg.norm(labels, axis=1)[:, None] * jnp.linalg.norm(bank_labels, axis=1)
     similarity = overlap / (norms + 1e-8)
@@ -96,7 +107,6 @@ def mainstay_codes(
         SAAT, Theorem 1: no code in {-1, +1} has a lower weighted distance to the positives
         less the weighted distance to the negatives.
     """
-    if ties not in ("positive", "zero"):
-        raise ValueError(f'ties must be "positive" or "zero", got {ties!r}')
+    check_options(weighting, ties)
     votes = mainstay_votes(labels, code_bank, bank_labels, weighting=weighting)
     return hamming.binarize(votes) if ties == "positive" else jnp.sign(votes)

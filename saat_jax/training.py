@@ -15,8 +15,7 @@ import optax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from saat_jax import checkpoints, parallel
-from saat_jax.defenses import TrainState, UpdateFn
+from saat_jax import checkpoints, defenses, parallel
 
 Schedule = Callable[[int], float]
 EvaluateFn = Callable[[dict[str, Any]], dict[str, float]]
@@ -187,14 +186,14 @@ class StopSignal:
         self.received = True
 
 
-def variables_of(state: TrainState) -> dict[str, Any]:
+def variables_of(state: defenses.TrainState) -> dict[str, Any]:
     """The network's variables in a training state, as `encode_fn` takes them."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def train(
-    update: UpdateFn,
-    state: TrainState,
+    update: defenses.UpdateFn,
+    state: defenses.TrainState,
     batches_from: Callable[[int], Iterable[dict[str, np.ndarray]]],
     *,
     folder: str | pathlib.Path,
@@ -208,7 +207,7 @@ def train(
     checkpoint_every: int = 500,
     title: str = "train",
     progress: bool = True,
-) -> TrainState:
+) -> defenses.TrainState:
     """Trains to the last epoch, resuming from the folder's latest checkpoint if it has one.
 
     The result depends on the arguments alone: a run that was killed and resumed ends with the
@@ -242,27 +241,26 @@ def train(
     folder = pathlib.Path(folder)
     num_steps = steps_per_epoch * num_epochs
     with checkpoints.CheckpointFolder(folder / "checkpoints") as saved, StopSignal() as stop:
-        best_map = -math.inf
+        best_map, pending = -1.0, []
         # Before the state, whose shapes differ where the settings do.
         if (before := saved.record()) is not None:
-            _check_identity(before, record, folder)
+            check_identity(before["identity"], record["identity"], folder)
         found = saved.restore(state)
         if found is not None:
-            state, best_map = found.state, found.record["best_map"]
+            state = found.state
+            best_map, pending = found.record["best_map"], found.record["pending"]
         step = int(state.step)
         log = MetricsLog(folder, first_step=step)
         bar = tqdm(total=num_steps, initial=step, desc=title, disable=not progress, unit="step")
         mapped = parallel.pmap_update(update)
         replicated = parallel.replicate(state)
-        pending: list[Any] = []
-
-        def host_state() -> TrainState:
-            return parallel.unreplicate(replicated)
-
-        def current_record() -> dict[str, Any]:
-            return {**record, "best_map": best_map, "step": step, "num_steps": num_steps}
-
         batches = iter(batches_from(step)) if step < num_steps else iter(())
+
+        def save(host: defenses.TrainState, *, best: bool) -> None:
+            progress = {"step": step, "num_steps": num_steps, "best_map": best_map}
+            # A copy: the save goes on in the background.
+            saved.save(step, host, {**record, **progress, "pending": [*pending]}, best=best)
+
         while step < num_steps:
             replicated, metrics = mapped(replicated, parallel.shard_batch(next(batches)))
             pending.append(metrics)
@@ -270,56 +268,85 @@ def train(
             bar.update()
             epoch = step / steps_per_epoch
             epoch_ends = step % steps_per_epoch == 0
-            # A checkpoint falls on a log line, so that a resumed run logs the same lines.
-            checkpoint = epoch_ends or step % checkpoint_every == 0 or stop.received
+            # A checkpoint falls on a log line; a stop between two carries what is pending, so
+            # that a resumed run logs the same lines.
+            checkpoint = epoch_ends or step % checkpoint_every == 0
             if step % log_every == 0 or checkpoint:
-                means = _mean_metrics(pending, last_step=step)
+                means = _mean_metrics(_fetch(pending), last_step=step)
                 log.write(step, epoch, {**means, "learning_rate": float(schedule(step - 1))})
                 bar.set_postfix({"loss": f"{means['loss']:.4f}"})
                 pending = []
+            if not (checkpoint or stop.received):
+                continue
+            host = parallel.unreplicate(replicated)
+            _check_finite(host.params, step)
             if evaluate and epoch_ends and (epoch % evaluate_every == 0 or step == num_steps):
-                host = host_state()
                 scores = evaluate(variables_of(host))
                 log.write(step, epoch, scores)
                 if scores["map"] > best_map:
                     best_map = scores["map"]
-                    saved.save(step, host, current_record(), best=True)
-            if checkpoint:
-                saved.save(step, host_state(), current_record())
+                    save(host, best=True)
+            pending = _fetch(pending)
+            save(host, best=False)
             if stop.received and step < num_steps:
                 saved.wait()
                 log.close()
                 raise Interrupted(f"stopped by SIGTERM at step {step} of {num_steps}, saved")
         bar.close()
         log.close()
-        return host_state()
+        return parallel.unreplicate(replicated)
 
 
-def _mean_metrics(pending: list[Any], *, last_step: int) -> dict[str, float]:
-    """Averages the metrics of some steps, fetched from the first device in one go.
+def _fetch(pending: list[Any]) -> list[dict[str, float]]:
+    """The metrics of some steps as plain numbers; those fetched before stay as they are."""
+    return [
+        {
+            name: float(x if isinstance(x, float) else parallel.unreplicate(x))
+            for name, x in m.items()
+        }
+        for m in pending
+    ]
+
+
+def _mean_metrics(metrics: list[dict[str, float]], *, last_step: int) -> dict[str, float]:
+    """Averages the metrics of some steps.
 
     Raises:
         FloatingPointError: if a mean is NaN or infinite.
     """
-    fetched = [parallel.unreplicate(metrics) for metrics in pending]
-    means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+    means = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
     bad = {name: value for name, value in means.items() if not math.isfinite(value)}
     if bad:
         raise FloatingPointError(
-            f"{bad} between steps {last_step - len(pending) + 1} and {last_step}: training has "
+            f"{bad} between steps {last_step - len(metrics) + 1} and {last_step}: training has "
             "diverged; lower the learning rate, or look at the images of these steps"
         )
     return means
 
 
-def _check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
-    """Refuses to resume a run with other settings, naming the first that differs."""
-    old, new = _flatten(found.get("identity", {})), _flatten(wanted.get("identity", {}))
+def _check_finite(params: chex.ArrayTree, step: int) -> None:
+    """Refuses to save parameters from which no run could go on."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{jax.tree_util.keystr(path)} is NaN or infinite after step {step}: training has "
+                "diverged; lower the learning rate. The last checkpoint is sound"
+            )
+
+
+def check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares what made a checkpoint with what a run wants, in the sections it names.
+
+    Raises:
+        ValueError: naming the first setting that differs.
+    """
+    old = _flatten({name: found.get(name) for name in wanted})
+    new = _flatten(wanted)
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             raise ValueError(
-                f"{folder} holds a run with {name} = {old.get(name)!r}, this one has "
-                f"{new.get(name)!r}; use another --workdir, or the same setting to resume"
+                f"{folder} was made with {name} = {old.get(name)!r}, this run has "
+                f"{new.get(name)!r}; use another --workdir, or the same setting"
             )
 
 

@@ -184,3 +184,16 @@ def test_a_relative_folder_will_do(tmp_path, monkeypatch):
     _save("run/checkpoints", 1)
     with checkpoints.CheckpointFolder(pathlib.Path("run/checkpoints")) as saved:
         assert saved.restore().step == 1
+
+
+def test_reading_changes_nothing(tmp_path):
+    with checkpoints.CheckpointFolder(tmp_path / "absent", read_only=True) as saved:
+        assert saved.restore() is None and saved.record() is None
+    assert not (tmp_path / "absent").exists()
+    _save(tmp_path, 1)
+    # What a trainer in another process is just writing.
+    unfinished = tmp_path / "latest" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with checkpoints.CheckpointFolder(tmp_path, read_only=True) as saved:
+        assert saved.restore().step == 1 and saved.restore(best=True) is None
+    assert unfinished.is_dir()

@@ -340,7 +340,6 @@ def test_finished_records_are_not_made_again(problem, records, monkeypatch):
         {"suite": SUITE | {"away": dataclasses.replace(SUITE["away"], epsilon=4 / 255)}},
         {"target_labels": problem[3][::-1]},
         {"dataset": data},
-        {"save_images": False},
         {"num_examples": 4},
     ):
         with pytest.raises(AssertionError, match="made again"):
@@ -358,6 +357,21 @@ def test_one_record_is_made_again_without_the_others(problem, records, tmp_path)
     new = {name for name, time in _times(copy).items() if time != times.get(name)}
     assert new == {"away.json", "away.npz"}
     assert again["away"]["metrics"] == first["away"]["metrics"]
+    # Images that are wanted and missing are a reason too, images that are not wanted are none.
+    (copy / "away" / "000003.png").unlink()
+    times = _times(copy)
+    assert _evaluate(problem, copy)["away"] == again["away"] and _times(copy) == times
+    _evaluate(problem, copy, save_images=True)
+    assert (copy / "away" / "000003.png").is_file()
+
+
+def test_rounding_stays_inside_the_ball():
+    images = np.array([0.0, 0.5, 1.0, 100 / 255], np.float32)
+    epsilon = 7.65 / 255
+    adversarial = np.clip(images + np.float32(epsilon), 0, 1)
+    levels = evaluation._round_inside(adversarial, images, epsilon)
+    # 7.65 would round to 8 levels; 127.5 + 7.65 = 135.15 to 135.
+    np.testing.assert_array_equal(levels, [7, 135, 255, 107])
 
 
 def test_records_do_not_depend_on_the_batch_size(problem, records, tmp_path):
@@ -374,7 +388,7 @@ def test_base_rate_worked_by_hand():
     # The first query meets two of three items, the second one, the third none: 3 of 9.
     labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], np.float32)
     database_labels = np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]], np.float32)
-    assert evaluation.base_rate(labels, database_labels) == pytest.approx(3 / 9)
+    assert datasets.relevant_share(labels, database_labels) == pytest.approx(3 / 9)
 
 
 def test_curves_are_plain_lists(problem):

@@ -77,3 +77,10 @@ def test_golden_metrics_distances(name):
     np.testing.assert_allclose(distance, case["hamming"], rtol=0, atol=case.tolerance(""))
     order = [reference.ranking(row) for row in distance.tolist()]
     np.testing.assert_array_equal(order, case["order"])
+
+
+def test_distance_of_integer_codes_does_not_overflow_and_packed_codes_are_refused():
+    codes = np.ones((1, 200), np.int8)
+    np.testing.assert_array_equal(hamming.hamming_distance(codes, -codes), [[200]])
+    with pytest.raises(ValueError, match="unpack_codes"):
+        hamming.hamming_distance(hamming.pack_codes(codes), hamming.pack_codes(codes))

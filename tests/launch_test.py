@@ -141,7 +141,7 @@ def test_both_models_are_attacked_towards_the_same_targets(smoke):
 
 def test_finished_stages_are_skipped(smoke, capfd, monkeypatch):
     _, workdir = smoke
-    monkeypatch.setattr(tasks, "report", lambda run: None)
+    monkeypatch.setattr(tasks, "show_report", lambda workdir: None)
     kept = [*workdir.glob("models/*/checkpoints/*/*"), *workdir.glob("records/*/*")]
     assert len(kept) >= 16
     times = {path: path.stat().st_mtime_ns for path in [*kept, workdir / "targets.npz"]}
@@ -171,8 +171,8 @@ def test_other_settings_in_the_same_folder_are_refused(smoke):
     schedule = config.pretrain.schedule
     old, schedule.learning_rate = schedule.learning_rate, schedule.learning_rate / 2
     message = re.escape(
-        f"pretrained holds a run with pretrain.schedule.learning_rate = {old}, "
-        f"this one has {schedule.learning_rate}"
+        f"pretrained was made with pretrain.schedule.learning_rate = {old}, "
+        f"this run has {schedule.learning_rate}"
     )
     with pytest.raises(ValueError, match=message):
         tasks.run(config.to_dict(), workdir)
@@ -197,7 +197,7 @@ def _listed(table):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("task", "train", "unknown task 'train'" + _listed(tasks.TASKS)),
+        ("task", "train", "unknown task 'train'" + _listed({**tasks.TASKS, "report": None})),
         ("data.source", "coco", "unknown source 'coco'" + _listed(datasets.SOURCES)),
         ("data.num_train", 10**6, "num_train between 1 and num_database"),
         ("model.name", "resnet", "unknown network 'resnet'" + _listed(networks.NETWORKS)),
@@ -274,19 +274,56 @@ def test_a_missing_workdir_or_config_is_named():
         assert "Traceback" not in process.stderr
 
 
-def test_the_command_line_sets_every_kind_of_value(tmp_path):
-    # Far enough to read the settings back, and no further.
-    process = _main(
+def test_the_command_line_sets_every_kind_of_value():
+    # Parsed in a process of its own, as flags belong to the process.
+    code = (
+        "import sys, json; from absl import flags; from launch import main; "
+        "flags.FLAGS(sys.argv); print(json.dumps(main._CONFIG.value.to_dict()))"
+    )
+    arguments = [
         "--config=configs/demo.py:smoke",
-        f"--workdir={tmp_path}",
-        "--compilation_cache=",
-        "--config.task=evaluate",
+        "--workdir=unused",
         "--config.seed=3",
         "--config.model.widths=(4,8,8)",
         "--config.attacks.mainstay.epsilon=0.0625",
         "--config.evaluation.models=('hardened',)",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
     )
-    assert process.returncode != 0 and "model 'hardened' is not trained" in process.stderr
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads(process.stdout)
     assert config["seed"] == 3 and config["model"]["widths"] == [4, 8, 8]
     assert config["attacks"]["mainstay"]["epsilon"] == 0.0625
+    assert config["evaluation"]["models"] == ["hardened"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, "was made with data = .*, this run has"),
+        ({"precision": "tensorfloat32"}, "precision = 'highest', this run has 'tensorfloat32'"),
+        ({"model.num_bits": 64}, "model.num_bits = 32, this run has 64"),
+    ],
+)
+def test_a_model_is_not_judged_with_other_data_or_settings(smoke, changes, message):
+    _, workdir = smoke
+    config = demo.get_config("smoke")
+    config.task = "evaluate"
+    before = (workdir / "config.json").read_text()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    targets = (workdir / "targets.npz").read_bytes()
+    try:
+        with pytest.raises(ValueError, match=message):
+            tasks.run(config.to_dict(), workdir)
+    finally:
+        (workdir / "targets.npz").write_bytes(targets)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_model_that_is_not_trained_is_named(tmp_path):
+    config = demo.get_config("smoke")
+    config.task = "evaluate"
+    with pytest.raises(ValueError, match="'pretrained' is not trained: .* holds nothing; run the"):
+        tasks.run(config.to_dict(), tmp_path)
+    assert not (tmp_path / "models").exists()

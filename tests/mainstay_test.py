@@ -223,3 +223,12 @@ def test_golden_formula_mainstay_zero_bit():
     formula.assert_close(mainstay.mainstay_votes(*problem), formula.expected["presign"])
     codes = mainstay.mainstay_codes(*problem, ties="zero")
     np.testing.assert_array_equal(codes, formula.expected["code"])
+
+
+def test_labels_and_codes_of_any_type_give_the_same_votes():
+    rng = np.random.default_rng(0)
+    labels, bank_labels = rng.random((5, 6)) < 0.4, rng.random((30, 6)) < 0.4
+    bank = rng.choice([-1, 1], (30, 8))
+    expected = mainstay.mainstay_votes(*(np.float32(x) for x in (labels, bank, bank_labels)))
+    actual = mainstay.mainstay_votes(labels, bank.astype(np.int8), bank_labels)
+    np.testing.assert_array_equal(actual, expected)

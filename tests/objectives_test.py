@@ -164,3 +164,11 @@ def test_golden_formula_dph_loss():
     loss, gradient = jax.value_and_grad(_mean_loss, has_aux=True)(soft_codes, labels, bank, index)
     formula.assert_close(loss[0], formula.expected["loss"])
     formula.assert_close(gradient, formula.expected["grad"])
+
+
+def test_quantization_worked_by_hand_and_its_gradient():
+    # Distances 0.5 and 0.5 of (0.5, -0.5) to (1, -1); zero counts as +1.
+    codes = jnp.array([[0.5, -0.5], [0.0, -1.0]])
+    np.testing.assert_allclose(objectives.quantization(codes), [0.25, 0.5])
+    gradient = jax.grad(lambda x: objectives.quantization(x).sum())(codes)
+    np.testing.assert_allclose(gradient, [[-0.5, 0.5], [-1.0, 0.0]])

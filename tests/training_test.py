@@ -227,7 +227,7 @@ def test_evaluations_choose_the_best_checkpoint(tmp_path):
         best, latest = saved.restore(best=True), saved.restore()
     assert best.step == 10 and best.state["params"]["w"] == 10
     assert latest.step == 25
-    expected = RECORD | {"best_map": 0.4, "num_steps": 25}
+    expected = RECORD | {"best_map": 0.4, "num_steps": 25, "pending": []}
     assert best.record == expected | {"step": 10}
     assert latest.record == expected | {"step": 25}
 
@@ -260,21 +260,21 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 @pytest.mark.parametrize(
     ("identity", "message"),
     [
-        ({"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 1}, "seed = 0, this one has 1"),
+        ({"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 1}, "seed = 0, this run has 1"),
         (
             {"model": {"num_bits": 16, "widths": [4, 9]}, "seed": 1},
-            "model.num_bits = 8, this one has 16",
+            "model.num_bits = 8, this run has 16",
         ),
         (
             {"model": {"num_bits": 8, "widths": [4, 8], "depth": 3}, "seed": 0},
-            "model.depth = None, this one has 3",
+            "model.depth = None, this run has 3",
         ),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(tmp_path, identity, message):
     _toy_train(tmp_path)
     lines = _lines(tmp_path)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds a run with {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} was made with {message}")):
         _toy_train(tmp_path, record={"identity": identity})
     assert _lines(tmp_path) == lines
     # A tuple is the list that JSON makes of it.
@@ -286,7 +286,7 @@ def test_another_network_in_the_same_folder_is_refused_by_its_setting(tmp_path):
     _toy_train(tmp_path)
     state = _toy_state().replace(params={"w": np.zeros(3, np.float32), "b": np.float32(0)})
     identity = {"model": {"num_bits": 16, "widths": [4, 8]}, "seed": 0}
-    with pytest.raises(ValueError, match=r"holds a run with model.num_bits = 8, this one has 16"):
+    with pytest.raises(ValueError, match=r"was made with model.num_bits = 8, this run has 16"):
         _toy_train(tmp_path, state=state, record={"identity": identity})
 
 
@@ -451,8 +451,8 @@ def test_sigterm_saves_and_leaves_with_a_word(tmp_path, unbroken, compiled_progr
     stopped_at = int(message.group(1))
     with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
         assert saved.restore().step == stopped_at
-    assert _lines(tmp_path)[-1]["step"] == stopped_at
     chex.assert_trees_all_equal(small_run(tmp_path), unbroken[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
 
 
 def test_sigterm_is_ours_during_training_alone(tmp_path):
@@ -467,3 +467,19 @@ def test_sigterm_is_ours_during_training_alone(tmp_path):
         _toy_train(tmp_path, batches_from=batches)
     assert signal.getsignal(signal.SIGTERM) is before
     assert _toy_train(tmp_path).step == 10
+    # It stopped between two log lines, and logs what a run without a stop does.
+    _toy_train(tmp_path / "unbroken")
+    assert _lines(tmp_path) == _lines(tmp_path / "unbroken")
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    def update(state, batch, *, axis_name):
+        state, metrics = _toy_update(state, batch, axis_name=axis_name)
+        # The loss of step 4 is taken before its update spoils the parameters.
+        spoilt = jnp.where(state.step == 4, jnp.nan, state.params["w"])
+        return state.replace(params={"w": spoilt}), metrics
+
+    with pytest.raises(FloatingPointError, match=r"\['w'\] is NaN or infinite after step 4"):
+        _toy_train(tmp_path, update)
+    with checkpoints.CheckpointFolder(tmp_path / "checkpoints", read_only=True) as saved:
+        assert saved.restore() is None

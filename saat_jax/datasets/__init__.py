@@ -15,7 +15,7 @@ from saat_jax.datasets.digits import load_digits
 from saat_jax.datasets.images import check_sizes, load_images, resize_crop_geometry
 from saat_jax.datasets.manifests import ManifestError, check_dataset, load_lists
 from saat_jax.datasets.named import load_tfds
-from saat_jax.datasets.records import Dataset, Split
+from saat_jax.datasets.records import Dataset, Split, relevant_share
 
 __all__ = [
     "SOURCES",
@@ -29,6 +29,7 @@ __all__ = [
     "load_images",
     "load_lists",
     "load_tfds",
+    "relevant_share",
     "resize_crop_geometry",
     "steps_per_epoch",
     "train_batches",

@@ -1,12 +1,11 @@
 """Checks image lists: `python -m saat_jax.datasets check FOLDER`."""
 
 import argparse
+import os
 import sys
 
-import numpy as np
-
 from saat_jax.datasets.manifests import ManifestError, load_lists
-from saat_jax.datasets.records import Dataset
+from saat_jax.datasets.records import Dataset, relevant_share
 
 
 def report(dataset: Dataset) -> str:
@@ -21,13 +20,6 @@ def report(dataset: Dataset) -> str:
     share = relevant_share(dataset.query.labels, dataset.database.labels)
     lines.append(f"  relevant query-database pairs: {share:.3f}, about the MAP of random codes")
     return "\n".join(lines + [f"  warning: {text}" for text in dataset.warnings])
-
-
-def relevant_share(labels: np.ndarray, other_labels: np.ndarray, *, rows: int = 256) -> float:
-    """The share of pairs with a common label, counted by `rows` of `labels` at a time."""
-    parts = (labels[i : i + rows] for i in range(0, len(labels), rows))
-    shared = sum(np.count_nonzero(part @ other_labels.T) for part in parts)
-    return shared / (len(labels) * len(other_labels))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,4 +51,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.exit(main())

@@ -96,3 +96,16 @@ class Dataset:
             if split.images is not None:
                 digest.update(np.ascontiguousarray(split.images).data)
         return digest.hexdigest()
+
+
+def relevant_share(labels: np.ndarray, other_labels: np.ndarray, *, rows: int = 256) -> float:
+    """The share of pairs with a common label: about the MAP of random codes.
+
+    Args:
+        labels: `[num_queries, num_classes]` multi-hot.
+        other_labels: `[num_database, num_classes]` multi-hot.
+        rows: how many of `labels` to count at a time, which bounds the memory.
+    """
+    parts = (labels[i : i + rows] for i in range(0, len(labels), rows))
+    shared = sum(np.count_nonzero(part @ other_labels.T) for part in parts)
+    return shared / (len(labels) * len(other_labels))
