@@ -11,6 +11,11 @@ def test_ten_lines_on_own_encoder_run_and_the_attack_lowers_map(capsys):
     exec(compile(code, "README.md", "exec"), {})
     clean, attacked = map(float, re.findall(r"[0-9]\.[0-9]+", capsys.readouterr().out))
     assert attacked < clean
+    assert len(code.splitlines()) <= 10
+
+
+def test_it_has_no_blanks_left():
+    assert not re.search(r"[A-Z]+_(TABLE|SECONDS|PLACEHOLDER)", README)
 
 
 def test_every_file_and_command_it_names_exists():
