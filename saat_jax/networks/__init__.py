@@ -1,0 +1,208 @@
+"""Hash networks: images in [0, 1] in, soft codes `tanh(alpha * f(x))` out.
+
+`layers` holds what networks are made of, `backbones` the networks, `weights` the way from
+PyTorch and back. Knows nothing of labels, objectives or attacks.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saat_jax.networks.backbones import VGG, AlexNet, ConvNet, ResNet
+from saat_jax.networks.layers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BatchNorm,
+    Conv,
+    Dense,
+    Training,
+    adaptive_average_pool,
+    convolve,
+    dropout,
+    flatten_channels_first,
+    max_pool,
+    normalize,
+    torch_uniform,
+    weight_and_bias_init,
+)
+from saat_jax.networks.weights import (
+    LoadReport,
+    load_torch_weights,
+    save_torch_weights,
+    to_torch_weights,
+    torch_name,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "NETWORKS",
+    "VGG",
+    "AlexNet",
+    "BatchNorm",
+    "Conv",
+    "ConvNet",
+    "Dense",
+    "EncodeFn",
+    "LoadReport",
+    "ResNet",
+    "Training",
+    "adaptive_average_pool",
+    "convolve",
+    "create_network",
+    "dropout",
+    "flatten_channels_first",
+    "forward",
+    "init_variables",
+    "load_torch_weights",
+    "make_encode_fn",
+    "max_pool",
+    "model_card",
+    "normalize",
+    "save_torch_weights",
+    "to_torch_weights",
+    "torch_name",
+    "torch_uniform",
+    "weight_and_bias_init",
+]
+
+Array = jax.Array
+EncodeFn = Callable[[chex.ArrayTree, Array, Array | float], Array]
+
+_VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_RESNET_STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+# The networks a config may name: their class and the attributes that the name fixes.
+NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "alexnet": (AlexNet, {}),
+    "convnet": (ConvNet, {}),
+    **{
+        f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50})
+        for depth, stages in _RESNET_STAGES.items()
+    },
+    **{
+        f"vgg{depth}{suffix}": (VGG, {"stages": stages, "batch_norm": suffix == "_bn"})
+        for depth, stages in _VGG_STAGES.items()
+        for suffix in ("", "_bn")
+    },
+}
+_CHOICES = {"dtype": ("float32", "bfloat16"), "hash_init": ("torch", "normal")}
+
+
+def create_network(name: str, *, num_bits: int, **options: Any) -> nn.Module:
+    """Makes a hash network by name.
+
+    Args:
+        name: one of `NETWORKS`.
+        num_bits: code length.
+        **options: attributes of the network, such as `input_norm` (default True), `hash_init`
+            ("torch" or "normal", by default the released code's) or `dtype` ("float32", the
+            default, or "bfloat16"; parameters and codes are float32 in any case).
+
+    Raises:
+        ValueError: if there is no such network, no such option, or no such choice of one.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; expected one of {sorted(NETWORKS)}")
+    if num_bits < 1:
+        raise ValueError(f"num_bits must be at least 1, got {num_bits}")
+    network, fixed = NETWORKS[name]
+    known = set(network.__dataclass_fields__) - {"num_bits", "parent", "name", *fixed}
+    if unknown := set(options) - known:
+        raise ValueError(f"{name} has no option {sorted(unknown)}; it has {sorted(known)}")
+    for option, choices in _CHOICES.items():
+        if option in options and options[option] not in choices:
+            raise ValueError(f"unknown {option} {options[option]!r}; expected one of {choices}")
+    return network(num_bits=num_bits, **fixed, **options)
+
+
+def init_variables(model: nn.Module, rng: Array, *, image_size: int) -> dict[str, Any]:
+    """Draws a network's initial "params" and, if it has any, "batch_stats"."""
+    return jax.jit(model.init)(rng, jnp.zeros((1, image_size, image_size, 3)))
+
+
+def make_encode_fn(model: nn.Module) -> EncodeFn:
+    """Builds `encode_fn(variables, images, alpha=1.0)`, a network in evaluation mode."""
+
+    def encode_fn(variables: chex.ArrayTree, images: Array, alpha: Array | float = 1.0) -> Array:
+        codes: Any = model.apply(variables, images, alpha)
+        return codes
+
+    return encode_fn
+
+
+def forward(
+    model: nn.Module,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
+    images: Array,
+    training: Training | None,
+) -> tuple[Array, chex.ArrayTree]:
+    """Encodes images and returns (soft codes, running statistics after the pass).
+
+    Args:
+        model: a hash network.
+        params: its parameters.
+        batch_stats: its running statistics, empty if it has none.
+        images: `[batch, height, width, channels]` in [0, 1].
+        training: None for evaluation mode, which leaves the statistics as they are.
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    if training is None:
+        return make_encode_fn(model)(variables, images, 1.0), batch_stats
+    codes: Any
+    codes, updated = model.apply(variables, images, training=training, mutable=["batch_stats"])
+    return codes, updated.get("batch_stats", batch_stats)
+
+
+def model_card(name: str, *, num_bits: int, image_size: int = 224) -> dict[str, Any]:
+    """Counts a network's parameters and operations, from shapes alone.
+
+    Args:
+        name: one of `NETWORKS`.
+        num_bits: code length.
+        image_size: height and width of the images, in pixels.
+
+    Returns:
+        "network", "num_bits" and "image_size" as given; "parameters", and of them
+        "backbone_parameters" outside the hash layer; "flops" of encoding one image, two for
+        each multiplication and its addition in the convolutions and linear layers.
+    """
+    flops = 0
+
+    def count_flops(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal flops
+        output = function(*args, **kwargs)
+        if isinstance(context.module, Conv | Dense):
+            window = getattr(context.module, "size", 1) ** 2
+            flops += 2 * output.size * window * args[0].shape[-1]
+        return output
+
+    def count_parameters(num_bits: int) -> int:
+        model = create_network(name, num_bits=num_bits)
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+    # Only the hash layer grows with the bits.
+    parameters_of_two = count_parameters(2 * num_bits)
+    with nn.intercept_methods(count_flops):
+        parameters = count_parameters(num_bits)
+    return {
+        "network": name,
+        "num_bits": num_bits,
+        "image_size": image_size,
+        "parameters": parameters,
+        "backbone_parameters": 2 * parameters - parameters_of_two,
+        "flops": flops,
+    }

@@ -1,0 +1,292 @@
+"""The layers of hash networks, with PyTorch's arguments, statistics and initial values.
+
+Parameters, batch statistics and normalisation are float32. A layer's `dtype` ("float32" or
+"bfloat16") is that of its products and of its output.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@flax.struct.dataclass
+class Training:
+    """What a forward pass in training mode needs besides the images.
+
+    Attributes:
+        keys: `[batch]` random keys of the rows, for dropout; so a row's mask depends neither
+            on its batch mates nor on the device that holds it.
+        mask: `[batch]` 1 for real rows, 0 for padding, which no statistic must see.
+        axis_name: the mapped axis over which batch statistics are shared, if any.
+    """
+
+    keys: Array
+    mask: Array
+    axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cpu_conv(
+    images: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]
+) -> Array:
+    """A convolution whose two gradients are themselves written as NHWC/HWIO convolutions.
+
+    XLA's CPU compiler rewrites other layouts only at the top of a program; in the body of a
+    loop, where every attack lives, it compiles them to loop nests 4 to 60 times slower.
+    """
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT)
+
+
+def _cpu_conv_forward(
+    images: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _cpu_conv(images, kernel, strides, padding), (images, kernel)
+
+
+def _cpu_conv_backward(
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], ...],
+    residuals: tuple[Array, Array],
+    gradient: Array,
+) -> tuple[Array, Array]:
+    images, kernel = residuals
+    image_padding, kernel_padding = [], []
+    for axis in (0, 1):
+        size, window = images.shape[1 + axis], kernel.shape[axis]
+        low = padding[axis][0]
+        span = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
+        image_padding.append((window - 1 - low, size - span + low))
+        kernel_padding.append((low, span + window - 1 - size - low))
+    # The input's gradient: the flipped kernel over the gradient, spread by the stride.
+    image_gradient = lax.conv_general_dilated(
+        gradient,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        image_padding,
+        lhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+    )
+    # The kernel's: the gradient as a kernel over the images, the batch as their channels.
+    kernel_gradient = lax.conv_general_dilated(
+        images.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
+        (1, 1),
+        kernel_padding,
+        rhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+    )
+    return image_gradient, kernel_gradient.transpose(1, 2, 0, 3)
+
+
+_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
+
+
+def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+    """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
+
+    The one switch between the CPU's fast form and the plain one that GPU and TPU compilers
+    recognise; both agree to rounding.
+    """
+    strides, pads = (stride, stride), ((padding, padding),) * 2
+    if jax.default_backend() == "cpu":
+        return _cpu_conv(images, kernel, strides, pads)
+    return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for weights and biases: uniform in ±1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+
+    return init
+
+
+def weight_and_bias_init(
+    name: str, shape: Sequence[int]
+) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+    """The initialisers of a layer's weight and bias.
+
+    Args:
+        name: "torch", PyTorch's default for both; "normal", N(0, 0.01^2) and zeros, as in
+            torchvision's VGG classifier and in many hash layers; or "he", N(0, 2 / fan_out)
+            and zeros, as in torchvision's VGG and ResNet convolutions.
+        shape: of the weight, inputs before outputs: (in, out) or (rows, columns, in, out).
+
+    Raises:
+        ValueError: if there is no such name.
+    """
+    if name == "torch":
+        uniform = torch_uniform(math.prod(shape[:-1]))
+        return uniform, uniform
+    if name == "normal":
+        return nn.initializers.normal(0.01), nn.initializers.zeros
+    if name == "he":
+        return nn.initializers.variance_scaling(2, "fan_out", "normal"), nn.initializers.zeros
+    raise ValueError(f"unknown initialisation {name!r}; expected 'torch', 'normal' or 'he'")
+
+
+class Conv(nn.Module):
+    """Square convolution with PyTorch's arguments and explicit padding.
+
+    Attributes:
+        features: output channels.
+        size: rows and columns of the kernel.
+        stride: step between windows.
+        padding: zeros on every side.
+        use_bias: whether a bias is added.
+        initializer: a name that `weight_and_bias_init` knows.
+        dtype: "float32" or "bfloat16".
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    initializer: str = "torch"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps `[batch, height, width, in]` to `[batch, height', width', features]`."""
+        shape = (self.size, self.size, images.shape[-1], self.features)
+        kernel_init, bias_init = weight_and_bias_init(self.initializer, shape)
+        output = convolve(
+            images.astype(self.dtype),
+            self.param("kernel", kernel_init, shape).astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+        )
+        if not self.use_bias:
+            return output
+        return output + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """Linear layer; attributes as those of `Conv`."""
+
+    features: int
+    initializer: str = "torch"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps `[batch, in]` to `[batch, features]`."""
+        shape = (inputs.shape[-1], self.features)
+        kernel_init, bias_init = weight_and_bias_init(self.initializer, shape)
+        kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+        bias = self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+        return inputs.astype(self.dtype) @ kernel + bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the real rows of all devices, with PyTorch's statistics.
+
+    Differs from `flax.linen.BatchNorm`: padding is left out by the mask, however unevenly it
+    lies over the devices, and the running variance is the unbiased one (SPEC 2.4).
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, images: Array, training: Training | None) -> Array:
+        """Normalises `[batch, height, width, channels]` over all but the last axis.
+
+        The output has the dtype of the input; what lies between is float32.
+        """
+        dtype, images = images.dtype, images.astype(jnp.float32)
+        shape = images.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if training is None:
+            mean, var = running_mean.value, running_var.value
+        else:
+            weights = training.mask.reshape(-1, *(1,) * (images.ndim - 1))
+
+            def total(values: Array) -> Array:
+                local = jnp.sum(values * weights, axis=tuple(range(images.ndim - 1)))
+                return lax.psum(local, training.axis_name) if training.axis_name else local
+
+            count = total(jnp.ones_like(images[..., :1]))
+            mean = total(images) / count
+            var = total(jnp.square(images - mean)) / count
+            if not self.is_initializing():
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        output = (images - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return output.astype(dtype)
+
+
+def dropout(inputs: Array, training: Training | None, *, rate: float, layer: int) -> Array:
+    """Zeroes a share `rate` of each row and scales up the rest; identity in evaluation.
+
+    Args:
+        inputs: `[batch, ...]`.
+        training: gives the rows' keys; None for evaluation mode.
+        rate: share of entries set to zero, in [0, 1).
+        layer: number of the dropout layer in its network, which makes masks differ.
+    """
+    if training is None or rate == 0:
+        return inputs
+
+    def keep(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, inputs.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(training.keys), inputs / (1 - rate), 0)
+
+
+def max_pool(images: Array, *, size: int, stride: int, padding: int = 0) -> Array:
+    """Maximum over square windows; what lies outside is minus infinity."""
+    return nn.max_pool(images, (size, size), (stride, stride), ((padding, padding),) * 2)
+
+
+def adaptive_average_pool(images: Array, size: int) -> Array:
+    """Averages `[batch, height, width, channels]` to `size` by `size` as torchvision does.
+
+    Cell i of an axis of n covers rows floor(i n / size) up to ceil((i + 1) n / size); at
+    `size` rows it is the identity.
+    """
+
+    def weights(length: int) -> np.ndarray:
+        cells = np.zeros((size, length), np.float32)
+        for cell in range(size):
+            rows = slice(cell * length // size, -(-(cell + 1) * length // size))
+            cells[cell, rows] = 1 / (rows.stop - rows.start)
+        return cells
+
+    if images.shape[1:3] == (size, size):
+        return images
+    _, height, width, _ = images.shape
+    return jnp.einsum("bhwc,ih,jw->bijc", images, weights(height), weights(width))
+
+
+def flatten_channels_first(images: Array) -> Array:
+    """Flattens `[batch, height, width, channels]` in PyTorch's order of (C, H, W)."""
+    return images.transpose(0, 3, 1, 2).reshape(images.shape[0], -1)
+
+
+def normalize(images: Array, input_norm: bool) -> Array:
+    """Subtracts ImageNet's mean and divides by its standard deviation, if `input_norm`."""
+    if not input_norm:
+        return images
+    return (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
