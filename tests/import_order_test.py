@@ -29,7 +29,15 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # What the launcher needs, and the library must not.
 FORBIDDEN = {"ml_collections", "absl", "configs", "launch"}
 # Imported inside the functions that need them: the extras, and what is slow to start.
-LAZY = {"tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "PIL"}
+LAZY = {
+    "tensorflow",
+    "tensorflow_datasets",
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "torch",
+    "safetensors",
+}
 FILES = sorted(ROOT.rglob("*.py"))
 # The files of the package's modules; the package itself re-exports from all of them.
 INNER = [path for path in FILES if path != ROOT / "__init__.py"]
