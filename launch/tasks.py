@@ -7,6 +7,7 @@
 <workdir>/report.html                     what `reports.write_report` makes of it all
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -47,7 +48,7 @@ class Run:
     def __init__(self, config: Config, workdir: str | pathlib.Path):
         self.config = config
         self.workdir = pathlib.Path(workdir).absolute()
-        _look_up(objectives.OBJECTIVES, config["objective"]["name"], "objective")
+        self.objective = objectives.create_objective(**config["objective"])
         _look_up(defenses.DEFENSES, config["defense"]["name"], "defence")
         for stage in ("pretrain", "defense"):
             schedule = training.make_schedule(
@@ -61,6 +62,8 @@ class Run:
         }
         self.network(config["model"])
         self.data = datasets.load_dataset(**config["data"], seed=config["seed"])
+        # One image's state tells whether bits and classes suit the objective.
+        self.first_objective_state(self.data.train.labels[:1])
         for stage in ("pretrain", "defense"):
             datasets.steps_per_epoch(self.data.train, config[stage]["batch_size"])
         for warning in self.data.warnings:
@@ -72,6 +75,12 @@ class Run:
         """The network of a "model" section."""
         options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights")}
         return networks.create_network(model["name"], num_bits=model["num_bits"], **options)
+
+    def first_objective_state(self, labels: np.ndarray) -> objectives.State:
+        """The objective's state before training on images with these labels."""
+        # A number that no update folds into the same seed: no step, nor its complement.
+        rng = jax.random.fold_in(jax.random.key(self.config["seed"]), 2**31)
+        return self.objective.init(rng, labels, self.config["model"]["num_bits"])
 
     def folder(self, model: str) -> pathlib.Path:
         """Where a model's checkpoints and metrics are."""
@@ -115,6 +124,19 @@ class Run:
         Raises:
             ValueError: if it has not been trained to its end in this folder.
         """
+        found = self.trained(name)
+        variables = {
+            "params": found.state["params"],
+            "batch_stats": found.state.get("batch_stats") or {},
+        }
+        return networks.make_encode_fn(self.network(found.record["model"])), variables, found.record
+
+    def trained(self, name: str) -> checkpoints.Checkpoint:
+        """Reads a trained model's last checkpoint; its state is nested dicts.
+
+        Raises:
+            ValueError: if it has not been trained to its end in this folder.
+        """
         folder = self.folder(name) / "checkpoints"
         with checkpoints.CheckpointFolder(folder) as saved:
             found = saved.restore()
@@ -124,9 +146,7 @@ class Run:
                 f"model {name!r} is not trained: {folder} holds {done}; run the task "
                 f"{'train_hash' if name == 'pretrained' else 'train_saat'!r} with this --workdir"
             )
-        state = found.state
-        variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
-        return networks.make_encode_fn(self.network(found.record["model"])), variables, found.record
+        return found
 
 
 def _look_up(table: dict[str, Any], name: str, what: str) -> Any:
@@ -174,7 +194,7 @@ def _train(
         return {"map": protocol.map_at_k(query, database, *labels)}
 
     training.train(
-        make_update(model, objectives.OBJECTIVES[config["objective"]["name"]], optimizer),
+        make_update(model, run.objective, optimizer),
         make_state(optimizer),
         functools.partial(_train_batches, data, stage, config["seed"]),
         folder=run.folder(name),
@@ -212,8 +232,6 @@ def train_hash(run: Run) -> None:
     """Trains the hashing network: model "pretrained"."""
     config, data = run.config, run.data
     model = run.network(config["model"])
-    num_bits = config["model"]["num_bits"]
-    bank = objectives.init_bank(len(data.train), num_bits, data.num_classes)
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         variables = networks.init_variables(
@@ -222,7 +240,8 @@ def train_hash(run: Run) -> None:
         if config["model"]["weights"]:
             variables, report = networks.load_torch_weights(variables, config["model"]["weights"])
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
-        return defenses.init_state(variables, optimizer, bank)
+        state = run.first_objective_state(data.train.labels)
+        return defenses.init_state(variables, optimizer, state)
 
     identity = {
         **{k: config[k] for k in ("model", "objective")},
@@ -237,13 +256,28 @@ def train_saat(run: Run) -> None:
     config, data = run.config, run.data
     encode_fn, variables, record = run.load_model("pretrained")
     stage = config["defense"]
+    name = record["identity"]["objective"]["name"]
+    if config["objective"]["name"] != name:
+        raise ValueError(
+            f"the pretrained model was trained with objective {name!r}, got "
+            f"{config['objective']['name']!r}; harden it with its own objective"
+        )
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         codes = run.encode(encode_fn, variables, data.train)
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
-        return defenses.init_state(variables, optimizer, bank, bank)
+        # The class codes, counts and parameters go on from the end of pretraining.
+        remembered = run.trained("pretrained").state["objective"]
+        state = objectives.State(**{k: v for k, v in remembered.items() if v is not None})
+        if state.bank is not None:
+            state = dataclasses.replace(state, bank=bank)
+        return defenses.init_state(variables, optimizer, state, bank)
 
-    identity = {"pretrained": record["identity"], "defense": _settings(stage)}
+    identity = {
+        "pretrained": record["identity"],
+        "objective": config["objective"],
+        "defense": _settings(stage),
+    }
     update = functools.partial(
         defenses.DEFENSES[stage["name"]], seed=config["seed"], **stage["options"]
     )
