@@ -30,6 +30,8 @@ def get_base() -> ml_collections.ConfigDict:
         # A .npz file of torchvision-style weights to start from; empty for random ones.
         weights="",
     )
+    # One of saat_jax/objectives' OBJECTIVES: csq, dph, dpn, dpsh, hashnet, hswd, orthohash; and
+    # beside the name its options, the arguments of make_csq, ..., in a config that sets them.
     config.objective = dict(name="dph")
     config.pretrain = dict(
         num_epochs=100,

@@ -7,6 +7,7 @@
 <workdir>/report.html                     what `reports.write_report` makes of it all
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -49,7 +50,7 @@ class Run:
         self.workdir = pathlib.Path(workdir).absolute()
         _check_numbers(config)
         model = self.network(config["model"])
-        objective = _look_up(objectives.OBJECTIVES, config["objective"]["name"], "objective")
+        self.objective = objectives.create_objective(**config["objective"])
         for stage in ("pretrain", "defense"):
             schedule = training.make_schedule(
                 **config[stage]["schedule"], num_epochs=1, steps_per_epoch=1
@@ -58,7 +59,7 @@ class Run:
                 **config[stage]["optimizer"], schedule=schedule, num_steps=1
             )
         make_update = _look_up(defenses.DEFENSES, config["defense"]["name"], "defence")
-        make_update(model, objective, optimizer, seed=0, **config["defense"]["options"])
+        make_update(model, self.objective, optimizer, seed=0, **config["defense"]["options"])
         self.protocol = evaluation.Protocol(
             **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
         )
@@ -68,6 +69,8 @@ class Run:
         }
         remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
         self.data = datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
+        # One image's state tells whether bits and classes suit the objective.
+        self.first_objective_state(self.data.train.labels[:1])
         for warning in self.data.warnings:
             print(f"note: {warning}")
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,7 @@ class Run:
         """What every stage of the run has in common: another value is another run."""
         return {
             "model": self.config["model"],
+            "objective": self.config["objective"],
             "data": self.data.fingerprint(),
             "seed": self.config["seed"],
             "precision": self.config["precision"],
@@ -94,6 +98,12 @@ class Run:
         """The network of a "model" section."""
         options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights")}
         return networks.create_network(model["name"], num_bits=model["num_bits"], **options)
+
+    def first_objective_state(self, labels: np.ndarray) -> objectives.State:
+        """The objective's state before training on images with these labels."""
+        # A number that no update folds into the same seed: no step, nor its complement.
+        rng = jax.random.fold_in(jax.random.key(self.config["seed"]), 2**31)
+        return self.objective.init(rng, labels, self.config["model"]["num_bits"])
 
     def folder(self, model: str) -> pathlib.Path:
         """Where a model's checkpoints and metrics are."""
@@ -131,8 +141,8 @@ class Run:
         os.replace(temporary, path)
         return labels
 
-    def load_model(self, name: str) -> tuple[networks.EncodeFn, Any, Config]:
-        """Reads a trained model: (encode_fn, variables, its checkpoint's record).
+    def load_model(self, name: str) -> tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]:
+        """Reads a trained model: (encode_fn, variables, the checkpoint they are from).
 
         Raises:
             ValueError: if it has not been trained to its end in this folder, or was trained
@@ -156,7 +166,7 @@ class Run:
         variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
         encode_fn = networks.make_encode_fn(self.network(found.record["model"]))
         # On the device once, not with every batch.
-        return encode_fn, jax.device_put(variables), found.record
+        return encode_fn, jax.device_put(variables), found
 
 
 def _look_up(table: dict[str, Any], name: str, what: str) -> Any:
@@ -224,7 +234,7 @@ def _train(
         return {"map": run.protocol.map_at_k(query, database, *labels)}
 
     training.train(
-        make_update(model, objectives.OBJECTIVES[config["objective"]["name"]], optimizer),
+        make_update(model, run.objective, optimizer),
         make_state(optimizer),
         functools.partial(_train_batches, data, stage, config["seed"]),
         folder=folder,
@@ -262,8 +272,6 @@ def train_hash(run: Run) -> None:
     """Trains the hashing network: model "pretrained"."""
     config, data = run.config, run.data
     model = run.network(config["model"])
-    num_bits = config["model"]["num_bits"]
-    bank = objectives.init_bank(len(data.train), num_bits, data.num_classes)
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         variables = networks.init_variables(
@@ -272,29 +280,35 @@ def train_hash(run: Run) -> None:
         if config["model"]["weights"]:
             variables, report = networks.load_torch_weights(variables, config["model"]["weights"])
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
-        return defenses.init_state(variables, optimizer, bank)
+        state = run.first_objective_state(data.train.labels)
+        return defenses.init_state(variables, optimizer, state)
 
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
-    made_from = {"objective": config["objective"], "pretrain": _settings(config["pretrain"])}
+    made_from = {"pretrain": _settings(config["pretrain"])}
     _train(run, "pretrained", config["pretrain"], model, update, make_state, made_from)
 
 
 def train_saat(run: Run) -> None:
     """Hardens the pretrained model by adversarial training: model "hardened"."""
     config, data = run.config, run.data
-    encode_fn, variables, record = run.load_model("pretrained")
+    encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defense"]
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         codes = run.encode(encode_fn, variables, data.train)
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
-        return defenses.init_state(variables, optimizer, bank, bank)
+        # Class codes, counts and parameters go on from the end of pretraining.
+        remembered = pretrained.state["objective"]
+        state = objectives.State(**{k: v for k, v in remembered.items() if v is not None})
+        if state.bank is not None:
+            state = dataclasses.replace(state, bank=bank)
+        return defenses.init_state(variables, optimizer, state, bank)
 
     update = functools.partial(
         defenses.DEFENSES[stage["name"]], seed=config["seed"], **stage["options"]
     )
-    model = run.network(record["model"])
-    made_from = {"pretrained": record["identity"], "defense": _settings(stage)}
+    model = run.network(pretrained.record["model"])
+    made_from = {"pretrained": pretrained.record["identity"], "defense": _settings(stage)}
     _train(run, "hardened", stage, model, update, make_state, made_from)
 
 
@@ -303,7 +317,7 @@ def evaluate(run: Run, *, save_images: bool = False) -> None:
     settings = run.config["evaluation"]
     trained = [name for name in ("pretrained", "hardened") if run.folder(name).is_dir()]
     for name in settings["models"] or trained or ["pretrained"]:
-        encode_fn, variables, record = run.load_model(name)
+        encode_fn, variables, found = run.load_model(name)
         run.accept()
         evaluation.evaluate(
             encode_fn,
@@ -313,7 +327,7 @@ def evaluate(run: Run, *, save_images: bool = False) -> None:
             run.target_labels,
             protocol=run.protocol,
             folder=run.workdir / "records" / name,
-            identity={"record": record["identity"], "step": record["step"]},
+            identity={"record": found.record["identity"], "step": found.step},
             batch_size=settings["batch_size"],
             num_examples=settings["num_examples"],
             save_images=save_images,

@@ -42,8 +42,8 @@ class TrainState:
         step: int32 number of updates done.
         params: the network's parameters.
         batch_stats: its running statistics; empty if it has none.
-        opt_state: the optimizer's state.
-        bank: the objective's bank of soft codes.
+        opt_state: the optimizer's state, over the parameters of network and objective.
+        objective: what the objective remembers.
         code_bank: SAAT's bank of codes for mainstay votes; None in plain training.
     """
 
@@ -51,7 +51,7 @@ class TrainState:
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     opt_state: chex.ArrayTree
-    bank: objectives.CodeBank
+    objective: objectives.State
     code_bank: objectives.CodeBank | None = None
 
 
@@ -61,7 +61,7 @@ UpdateFn = Callable[..., tuple[TrainState, Metrics]]
 def init_state(
     variables: dict[str, Any],
     optimizer: optax.GradientTransformation,
-    bank: objectives.CodeBank,
+    objective: objectives.State,
     code_bank: objectives.CodeBank | None = None,
 ) -> TrainState:
     """The state before the first update."""
@@ -69,8 +69,8 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
-        bank=bank,
+        opt_state=optimizer.init((variables["params"], objective.params)),
+        objective=objective,
         code_bank=code_bank,
     )
 
@@ -90,6 +90,13 @@ def _next_pass(training: networks.Training, number: int | Array) -> networks.Tra
     return dataclasses.replace(training, keys=fold(training.keys))
 
 
+def _context(seed: int, step: Array, batch: Batch, axis_name: str) -> objectives.Context:
+    """What the objective must know of the step; its key is that of no image."""
+    # The complement: a number that no step folds in.
+    rng = jax.random.fold_in(jax.random.key(seed), ~step)
+    return objectives.Context(batch["mask"], rng, axis_name)
+
+
 def _all_rows(axis_name: str, *arrays: Array) -> tuple[Array, ...]:
     """Gathers the rows of all devices, in the order of the global batch."""
     return lax.all_gather(lax.stop_gradient(arrays), axis_name, tiled=True)
@@ -99,12 +106,20 @@ def _apply_gradients(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     gradients: chex.ArrayTree,
+    objective: objectives.State,
     **changes: Any,
 ) -> TrainState:
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    """The next state; gradients are those of the network's and of the objective's parameters."""
+    before = state.params, state.objective.params
+    updates, opt_state = optimizer.update(gradients, state.opt_state, before)
+    params, objective_params = optax.apply_updates(before, updates)
     return dataclasses.replace(
-        state, step=state.step + 1, params=params, opt_state=opt_state, **changes
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        objective=dataclasses.replace(objective, params=objective_params),
+        **changes,
     )
 
 
@@ -117,13 +132,13 @@ def make_hashing_update(
 ) -> UpdateFn:
     """Builds the update of plain hashing training.
 
-    The batch's codes are written to the bank before the loss is taken.
+    The objective's state takes in the batch's codes before the loss is taken.
 
     Args:
         model: a hash network.
-        objective: from `objectives.OBJECTIVES`.
+        objective: from `objectives.create_objective`.
         optimizer: an optax transformation.
-        seed: of dropout.
+        seed: of dropout and of the objective's noise.
 
     Returns:
         `update(state, batch, *, axis_name)`; its metrics are "loss".
@@ -134,22 +149,25 @@ def make_hashing_update(
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
         training = _training(seed, state.step, batch, axis_name)
+        context = _context(seed, state.step, batch, axis_name)
         count = lax.psum(jnp.sum(batch["mask"]), axis_name)
+        counted, alpha = objectives.next_forward(state.objective)
 
-        def loss_fn(params: chex.ArrayTree) -> tuple[Array, Any]:
+        def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
             soft_codes, batch_stats = networks.forward(
-                model, params, state.batch_stats, batch["image"], training
+                model, params, state.batch_stats, batch["image"], training, alpha
             )
-            rows = _all_rows(axis_name, soft_codes, batch["label"], batch["index"])
-            bank = objectives.update_bank(state.bank, *rows)
-            losses = objective.loss(soft_codes, batch["label"], bank)
-            return jnp.sum(losses * batch["mask"]) / count, (batch_stats, bank)
+            rows = _all_rows(axis_name, soft_codes, batch["label"], batch["index"], batch["mask"])
+            new = dataclasses.replace(counted, params=objective_params)
+            new = objectives.update_state(new, *rows)
+            losses = objective.loss(new, soft_codes, batch["label"], context)
+            return jnp.sum(losses * batch["mask"]) / count, (batch_stats, new)
 
-        (loss, (batch_stats, bank)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        (loss, (batch_stats, new)), gradients = jax.value_and_grad(
+            loss_fn, argnums=(0, 1), has_aux=True
+        )(state.params, state.objective.params)
         loss, gradients = lax.psum((loss, gradients), axis_name)
-        state = _apply_gradients(state, optimizer, gradients, batch_stats=batch_stats, bank=bank)
+        state = _apply_gradients(state, optimizer, gradients, new, batch_stats=batch_stats)
         return state, {"loss": loss}
 
     return update
@@ -181,16 +199,19 @@ def make_saat_update(
 
     Args:
         model: a hash network.
-        objective: from `objectives.OBJECTIVES`.
+        objective: from `objectives.create_objective`. Its tanh scale stays at 1, unless
+            `objective.scale_quirk` asks for what the released code does: the attack sets it
+            to 1, then two counted passes (adversarial, benign) may move it.
         optimizer: an optax transformation.
-        seed: of random starts and dropout.
+        seed: of random starts, dropout and the objective's noise.
         epsilon: radius of the inner attack in units of [0, 1].
         step_size: its step, in the same units.
         num_steps: its number of steps.
         adversarial_weight: lambda of the paper.
         quantization_weight: mu of the paper.
         bank: "aliased" as released: the objective's soft codes overwrite the rows of the
-            code bank after each step. "sign" keeps codes there, as the paper means.
+            code bank after each step, if it has a bank. "sign" keeps codes there, as the
+            paper means.
         attack_mode: "train" as released: the inner attack runs with dropout and batch
             statistics, and feeds the running statistics. "eval" uses the latter.
         loss: the inner attack's code loss.
@@ -254,22 +275,34 @@ def make_saat_update(
         if old_bank is None:
             raise ValueError("SAAT training needs a code_bank in its state; see init_state")
         training = _training(seed, state.step, batch, axis_name)
+        context = _context(seed, state.step, batch, axis_name)
         count = lax.psum(jnp.sum(batch["mask"]), axis_name)
         target_codes = anchors(batch["label"], old_bank)
         adversarial, attacked_stats = attack(state, target_codes, batch, training)
+        counted = state.objective
+        adversarial_alpha: Array | float = 1.0
+        benign_alpha: Array | float = 1.0
+        if objective.scale_quirk:
+            counted = dataclasses.replace(counted, scale=jnp.ones_like(counted.scale))
+            counted, adversarial_alpha = objectives.next_forward(counted)
+            counted, benign_alpha = objectives.next_forward(counted)
 
-        def loss_fn(params: chex.ArrayTree) -> tuple[Array, Any]:
+        def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
+            first, second = (_next_pass(training, num_steps + number) for number in (1, 2))
             adversarial_codes, batch_stats = networks.forward(
-                model, params, attacked_stats, adversarial, _next_pass(training, num_steps + 1)
+                model, params, attacked_stats, adversarial, first, adversarial_alpha
             )
             soft_codes, batch_stats = networks.forward(
-                model, params, batch_stats, batch["image"], _next_pass(training, num_steps + 2)
+                model, params, batch_stats, batch["image"], second, benign_alpha
             )
-            all_codes, *rows = _all_rows(axis_name, soft_codes, batch["label"], batch["index"])
-            code_bank = objectives.update_bank(old_bank, hamming.binarize(all_codes), *rows)
-            objective_bank = objectives.update_bank(state.bank, all_codes, *rows)
+            all_codes, labels, index, mask = _all_rows(
+                axis_name, soft_codes, batch["label"], batch["index"], batch["mask"]
+            )
+            code_bank = objectives.update_bank(old_bank, hamming.binarize(all_codes), labels, index)
+            new = dataclasses.replace(counted, params=objective_params)
+            new = objectives.update_state(new, all_codes, labels, index, mask)
             terms = {
-                "objective_loss": objective.loss(soft_codes, batch["label"], objective_bank),
+                "objective_loss": objective.loss(new, soft_codes, batch["label"], context),
                 "adversarial_loss": -attacks.mean_loss(
                     adversarial_codes, anchors(batch["label"], code_bank), targeted=False
                 ),
@@ -281,20 +314,15 @@ def make_saat_update(
                 + adversarial_weight * metrics["adversarial_loss"]
                 + quantization_weight * metrics["quantization_loss"]
             )
-            code_bank = objective_bank if aliased else code_bank
-            return metrics["loss"], (metrics, batch_stats, objective_bank, code_bank)
+            code_bank = new.bank if aliased and new.bank is not None else code_bank
+            return metrics["loss"], (metrics, batch_stats, new, code_bank)
 
-        gradients, (metrics, batch_stats, objective_bank, code_bank) = jax.grad(
-            loss_fn, has_aux=True
-        )(state.params)
+        gradients, (metrics, batch_stats, new, code_bank) = jax.grad(
+            loss_fn, argnums=(0, 1), has_aux=True
+        )(state.params, state.objective.params)
         metrics, gradients = lax.psum((metrics, gradients), axis_name)
         state = _apply_gradients(
-            state,
-            optimizer,
-            gradients,
-            batch_stats=batch_stats,
-            bank=objective_bank,
-            code_bank=code_bank,
+            state, optimizer, gradients, new, batch_stats=batch_stats, code_bank=code_bank
         )
         return state, metrics
 

@@ -24,7 +24,9 @@ def _state(step, *, num_bits=6, saat=True):
     bank = objectives.CodeBank(rng.random((7, num_bits)), rng.integers(0, 2, (7, 3)))
     bank = jax.tree.map(np.float32, bank)
     optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda _: 1.0))
-    state = defenses.init_state(variables, optimizer, bank, bank if saat else None)
+    state = defenses.init_state(
+        variables, optimizer, objectives.State(bank=bank), bank if saat else None
+    )
     return jax.tree.map(np.asarray, state.replace(step=jnp.int32(step)))
 
 
@@ -72,7 +74,9 @@ def test_without_a_template_a_state_comes_back_as_dicts(tmp_path):
     np.testing.assert_array_equal(
         found.state["batch_stats"]["norm"]["mean"], state.batch_stats["norm"]["mean"]
     )
-    np.testing.assert_array_equal(found.state["bank"]["codes"], state.bank.codes)
+    np.testing.assert_array_equal(
+        found.state["objective"]["bank"]["codes"], state.objective.bank.codes
+    )
     assert found.record == RECORD
 
 

@@ -24,7 +24,7 @@ from saat_jax import (
 )
 from tests import golden, tiny
 
-DPH = objectives.OBJECTIVES["dph"]
+DPH = objectives.create_objective("dph")
 SAAT = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
 BANK_SIZE, NUM_BITS, NUM_CLASSES = 20, 6, 4
 
@@ -90,7 +90,9 @@ def _state(model, optimizer, *, saat, image_size=8):
     labels = (rng.random((BANK_SIZE, NUM_CLASSES)) < 0.4).astype(np.float32)
     bank = objectives.CodeBank(codes, labels)
     variables = networks.init_variables(model, jax.random.key(0), image_size=image_size)
-    return defenses.init_state(variables, optimizer, bank, bank if saat else None)
+    return defenses.init_state(
+        variables, optimizer, objectives.State(bank=bank), bank if saat else None
+    )
 
 
 def _batch(seed, *, num_real=13, rows=16, image_size=8):
@@ -140,7 +142,9 @@ def test_hashing_update_worked_by_hand():
     params = {"hash": {"kernel": np.array([[weight], [-weight], [0]]), "bias": np.zeros(1)}}
     params = jax.tree.map(np.float32, params)
     optimizer = optax.sgd(1.0)
-    state = defenses.init_state({"params": params}, optimizer, objectives.init_bank(4, 1, 2))
+    state = defenses.init_state(
+        {"params": params}, optimizer, DPH.init(jax.random.key(0), np.zeros((4, 2)), 1)
+    )
     batch = {
         "image": np.eye(3, dtype=np.float32)[[0, 1, 2]].reshape(3, 1, 1, 3),
         "label": np.array([[1, 0], [0, 1], [1, 1]], np.float32),
@@ -156,22 +160,31 @@ def test_hashing_update_worked_by_hand():
     kernel = [[weight + expected_step], [-weight - expected_step], [0]]
     np.testing.assert_allclose(state.params["hash"]["kernel"], kernel, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(state.params["hash"]["bias"], [0], atol=1e-7)
-    np.testing.assert_allclose(state.bank.codes, [[-0.5], [0], [0], [0.5]], rtol=1e-6)
-    np.testing.assert_array_equal(state.bank.labels, [[0, 1], [0, 0], [0, 0], [1, 0]])
+    np.testing.assert_allclose(state.objective.bank.codes, [[-0.5], [0], [0], [0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(state.objective.bank.labels, [[0, 1], [0, 0], [0, 0], [1, 0]])
     assert state.step == 1 and state.step.dtype == np.int32
     assert state.code_bank is None
 
 
-def test_golden_train_hashing_dph():
-    case = golden.load("train_hashing_dph")
-    constants, index = case.constants, case["index"]
-    num_steps, size = index.shape
-    num_train, num_classes = case["labels"].shape
-    num_epochs, num_bits = constants["n_epochs"], case["U_end"].shape[1]
+def _recorded(case, objective):
+    """The objective's first state, with the random draws of the recorded run."""
+    num_bits = len(case["w0.fc.bias"])
+    state = objective.init(jax.random.key(0), case["labels"], num_bits)
+    if "hash_targets" in case.arrays:
+        state = state.replace(class_codes=case["hash_targets"], tie_code=case["random_center"])
+    return state
+
+
+def _golden_hashing(case, objective, schedule, phrase):
+    """Trains as the recorded run did, checking losses and weights; returns the last state."""
+    constants, (num_steps, size) = case.constants, case["index"].shape
+    steps_per_epoch = num_steps // constants["n_epochs"]
     weights = case.group("w0.")
-    model = tiny.tiny_net(weights)
-    schedule = training.epoch_schedule(
-        constants["lr"], num_epochs=num_epochs, steps_per_epoch=num_steps // num_epochs
+    schedule = training.make_schedule(
+        schedule,
+        constants["lr"],
+        num_epochs=constants["n_epochs"],
+        steps_per_epoch=steps_per_epoch,
     )
     optimizer = training.make_optimizer(
         "sgd",
@@ -180,23 +193,41 @@ def test_golden_train_hashing_dph():
         momentum=constants["momentum"],
         weight_decay=constants["weight_decay"],
     )
-    bank = objectives.init_bank(num_train, num_bits, num_classes)
-    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, bank)
-    run = _on_one_device(defenses.make_hashing_update(model, DPH, optimizer, seed=0))
-    images, losses = golden.nhwc(case["images"]), []
+    first = _recorded(case, objective)
+    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, first)
+    update = defenses.make_hashing_update(tiny.tiny_net(weights), objective, optimizer, seed=0)
+    run, images, losses = _on_one_device(update), golden.nhwc(case["images"]), []
     for step in range(num_steps):
-        batch = _golden_batch(case, images, step, size)
         np.testing.assert_allclose(schedule(step), case["lr"][step], rtol=1e-9)
-        state, metrics = run(state, batch)
+        state, metrics = run(state, _golden_batch(case, images, step, size))
         losses.append(metrics["loss"])
-        if (step + 1) % (num_steps // num_epochs) == 0:
-            epoch = step // (num_steps // num_epochs)
-            _assert_weights(state.params, case, epoch, case.tolerance("weights max abs"))
+        if (step + 1) % steps_per_epoch == 0:
+            epoch = step // steps_per_epoch
+            _assert_weights(state.params, case, epoch, case.tolerance(phrase))
     np.testing.assert_allclose(losses, case["loss"], rtol=case.tolerance("loss rel"))
-    # A code sums over a layer of weights.
-    atol = 10 * case.tolerance("weights max abs")
-    np.testing.assert_allclose(state.bank.codes, case["U_end"], atol=atol)
-    np.testing.assert_array_equal(state.bank.labels, case["labels"])
+    if "U_end" in case.arrays:
+        # A code sums over a layer of weights.
+        atol = 10 * case.tolerance(phrase)
+        np.testing.assert_allclose(state.objective.bank.codes, case["U_end"], atol=atol)
+        np.testing.assert_array_equal(state.objective.bank.labels, case["labels"])
+    return state
+
+
+@pytest.mark.parametrize("name", ["dph", "dpsh", "hashnet"])
+def test_golden_prosgan_hashing(name):
+    case = golden.load(f"prosgan_hashing_{name}")
+    renamed = {"yita": "eta", "alpha": "slope"}
+    options = {renamed[k]: v for k, v in case.constants.items() if k in renamed}
+    objective = objectives.create_objective(name, known_labels=True, **options)
+    _golden_hashing(case, objective, "thirds", "weights max abs")
+
+
+@pytest.mark.parametrize("name", ["csq", "dph", "dpsh", "hashnet"])
+def test_golden_train_hashing(name):
+    case = golden.load(f"train_hashing_{name}")
+    model = tiny.tiny_net(case.group("w0."))
+    objective = objectives.create_objective(name)
+    state = _golden_hashing(case, objective, "thirds", "weights max abs")
 
     encode = jax.jit(networks.make_encode_fn(model))
     codes = {}
@@ -240,7 +271,7 @@ def _assert_weights(params, case, epoch, atol):
 # --- SAAT ---
 
 
-def _golden_saat(case, bank):
+def _golden_saat(case, bank, name="dph"):
     """Trains as the recorded run did; yields (step, state before, batch, state, metrics)."""
     constants = case.constants
     num_steps, size = case["index"].shape
@@ -254,10 +285,14 @@ def _golden_saat(case, bank):
         weight_decay=constants["weight_decay"],
     )
     start = objectives.CodeBank(case["train_code"], case["labels"])
-    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, start, start)
+    objective = objectives.create_objective(name)
+    first = _recorded(case, objective)
+    if first.bank is not None:
+        first = first.replace(bank=start)
+    state = defenses.init_state(tiny.tiny_variables(weights), optimizer, first, start)
     update = defenses.make_saat_update(
         tiny.tiny_net(weights),
-        DPH,
+        objective,
         optimizer,
         seed=0,
         epsilon=constants["eps"],
@@ -285,8 +320,9 @@ def _inner_codes(state, batch):
     )
 
 
-def test_golden_train_saat_dph():
-    case = golden.load("train_saat_dph")
+@pytest.mark.parametrize("name", ["csq", "dph", "hashnet"])
+def test_golden_train_saat(name):
+    case = golden.load(f"train_saat_{name}")
     constants, num_epochs = case.constants, case.constants["epochs"]
     steps_per_epoch = len(case["index"]) // num_epochs
     encode_fn = networks.make_encode_fn(tiny.tiny_net(case.group("w0.")))
@@ -307,7 +343,7 @@ def test_golden_train_saat_dph():
     weights_atol = case.tolerance("weights after epoch: max abs")
     # A code sums over a layer of weights.
     codes_atol = 10 * weights_atol
-    for step, before, batch, state, metrics in _golden_saat(case, "aliased"):
+    for step, before, batch, state, metrics in _golden_saat(case, "aliased", name):
         valid = case["batch_size"][step]
         np.testing.assert_allclose(
             before.code_bank.codes, case["U_ben_before"][step], atol=codes_atol
@@ -330,14 +366,17 @@ def test_golden_train_saat_dph():
         phrase = "losses rel" if step else "first step"
         rtol = case.tolerance(phrase)
         np.testing.assert_allclose(metrics["loss"], case["loss"][step], rtol=rtol)
-        for name, term in (("objective", "ben"), ("adversarial", "adv"), ("quantization", "qua")):
+        for term, key in (("objective", "ben"), ("adversarial", "adv"), ("quantization", "qua")):
             np.testing.assert_allclose(
-                metrics[f"{name}_loss"], case[term][step], rtol=rtol, atol=rtol, err_msg=name
+                metrics[f"{term}_loss"], case[key][step], rtol=rtol, atol=rtol, err_msg=term
             )
         if (step + 1) % steps_per_epoch == 0:
             _assert_weights(state.params, case, step // steps_per_epoch, weights_atol)
     np.testing.assert_allclose(state.code_bank.codes, case["U_ben_end"], atol=codes_atol)
-    _assert_same_bits(state.code_bank, state.bank)
+    if name == "csq":
+        assert state.objective.bank is None and set(np.unique(state.code_bank.codes)) == {-1, 1}
+    else:
+        _assert_same_bits(state.code_bank, state.objective.bank)
 
 
 def test_golden_train_saat_dph_with_a_bank_of_signs_is_another_algorithm():
@@ -345,7 +384,7 @@ def test_golden_train_saat_dph_with_a_bank_of_signs_is_another_algorithm():
     differing = 0
     for step, before, batch, state, _ in _golden_saat(case, "sign"):
         assert set(np.unique(state.code_bank.codes)) == {-1.0, 1.0}
-        assert np.abs(state.bank.codes[batch["index"][batch["mask"] > 0]]).max() < 1
+        assert np.abs(state.objective.bank.codes[batch["index"][batch["mask"] > 0]]).max() < 1
         valid = case["batch_size"][step]
         differing += np.sum(
             _inner_codes(before, batch)[:valid] != case["mainstay_attack"][step][:valid]
@@ -387,7 +426,7 @@ def test_golden_formula_int_saat_step(bank, expected_name):
         "mask": np.ones(len(images), np.float32),
         "start": images + golden.nhwc(inputs["delta0"]),
     }
-    state = defenses.init_state({"params": params}, optimizer, start, start)
+    state = defenses.init_state({"params": params}, optimizer, objectives.State(bank=start), start)
     state, metrics = _on_one_device(update)(state, batch)
     formula.assert_close(metrics["loss"], expected["loss"])
     formula.assert_close(metrics["objective_loss"], expected["loss_ben"])
@@ -431,7 +470,7 @@ def test_golden_formula_saat_outer():
         "index": np.full(rows, rows + 1, np.int32),
         "mask": np.ones(rows, np.float32),
     }
-    state = defenses.init_state({"params": params}, optimizer, bank, bank)
+    state = defenses.init_state({"params": params}, optimizer, objectives.State(bank=bank), bank)
     _, metrics = _on_one_device(update)(state, batch)
     formula.assert_close(metrics["adversarial_loss"], formula.expected["loss_adv"])
     formula.assert_close(metrics["quantization_loss"], formula.expected["loss_qua"])
@@ -466,9 +505,9 @@ def test_saat_bank_holds_soft_codes_or_signs(bank):
     state, _ = _on_one_device(update)(first, batch)
     seen = batch["index"][batch["mask"] > 0]
     soft_codes = networks.make_encode_fn(model)({"params": first.params}, batch["image"])
-    expected = np.asarray(first.bank.codes).copy()
+    expected = np.asarray(first.objective.bank.codes).copy()
     expected[seen] = np.asarray(soft_codes)[batch["mask"] > 0]
-    np.testing.assert_allclose(state.bank.codes, expected, atol=1e-6)
+    np.testing.assert_allclose(state.objective.bank.codes, expected, atol=1e-6)
     codes = expected if bank == "aliased" else np.where(expected >= 0, 1, -1)
     np.testing.assert_allclose(state.code_bank.codes, codes, atol=1e-6)
     # Rows that the batch does not hold stay as they were, to the bit.
@@ -520,6 +559,96 @@ def test_saat_attack_starts_at_random_points_that_belong_to_the_images():
     unperturbed = batch | {"start": batch["image"]}
     for other in (runs[1](first, batch), runs[0](later, batch), runs[0](first, unperturbed)):
         assert abs(other[1]["adversarial_loss"] - loss) > 1e-5
+
+
+# --- every objective ---
+
+
+@functools.cache
+def _objective_case(name, kind):
+    """(update, first state) of an objective on a linear network."""
+    model, optimizer = LinearNet(NUM_BITS), _optimizer()
+    options = {"random_centers": True} if name == "csq" else {}
+    objective = objectives.create_objective(name, **options)
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": rng.normal(size=(12, NUM_BITS)).astype(np.float32),
+        "bias": np.zeros(NUM_BITS, np.float32),
+    }
+    labels = (rng.random((BANK_SIZE, NUM_CLASSES)) < 0.4).astype(np.float32)
+    codes = rng.choice([-1.0, 1.0], (BANK_SIZE, NUM_BITS)).astype(np.float32)
+    first = objective.init(jax.random.key(1), labels, NUM_BITS)
+    variables, code_bank = {"params": {"hash": params}}, objectives.CodeBank(codes, labels)
+    if kind == "hashing":
+        update = defenses.make_hashing_update(model, objective, optimizer, seed=3)
+        return update, defenses.init_state(variables, optimizer, first)
+    if first.bank is not None:
+        first = first.replace(bank=code_bank)
+    update = defenses.make_saat_update(model, objective, optimizer, seed=3, **SAAT)
+    return update, defenses.init_state(variables, optimizer, first, code_bank)
+
+
+@pytest.mark.parametrize("kind", ["hashing", "saat"])
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_every_objective_trains_and_hardens(name, kind):
+    update, first = _objective_case(name, kind)
+    ends = []
+    # What the devices share in SAAT does not depend on the objective, and is tested below.
+    runs = [_on_one_device(update)] + [_on_all_devices(update)] * (kind == "hashing")
+    # The second batch is short: most devices have nothing but padding. One row has no label.
+    batches = [_batch(seed, num_real=n, image_size=2) for seed, n in ((1, 16), (2, 3))]
+    batches[0]["label"][0] = 0
+    for run in runs:
+        state, seen = first, []
+        for batch in batches:
+            state, metrics = run(state, batch)
+            seen.append(metrics)
+        ends.append((state, seen))
+    for end in ends[1:]:
+        chex.assert_trees_all_equal_shapes_and_dtypes(ends[0], end)
+        chex.assert_trees_all_close(ends[0], end, rtol=1e-4, atol=1e-5)
+    state = ends[0][0]
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(ends[0]))
+    assert not np.array_equal(state.params["hash"]["kernel"], first.params["hash"]["kernel"])
+    for parameter, values in state.objective.params.items():
+        assert not np.array_equal(values, first.objective.params[parameter])
+    if first.objective.forwards is not None:
+        assert state.objective.forwards == (2 if kind == "hashing" else 0)
+    if kind == "saat":
+        signs = bool(np.all(np.abs(state.code_bank.codes) == 1))
+        assert signs == (name in ("csq", "orthohash"))
+
+
+def test_hashnet_trains_at_its_running_scale():
+    update, first = _objective_case("hashnet", "hashing")
+    batch = _batch(0, num_real=16, image_size=2)
+    state = first.replace(objective=first.objective.replace(forwards=np.int32(199)))
+    state, _ = _on_one_device(update)(state, batch)
+    images = networks.flatten_channels_first(batch["image"])
+    logits = images @ first.params["hash"]["kernel"]
+    codes = state.objective.bank.codes[batch["index"]]
+    np.testing.assert_allclose(codes, np.tanh(2**0.5 * logits), atol=1e-5)
+    assert state.objective.forwards == 200
+
+
+def test_scale_quirk_follows_the_released_count():
+    model, optimizer = LinearNet(NUM_BITS), optax.sgd(0.0)
+    objective = objectives.create_objective("hashnet", scale_quirk=True)
+    settings = SAAT | {"epsilon": 0.0, "num_steps": 0, "quantization_weight": 1.0}
+    update = defenses.make_saat_update(model, objective, optimizer, seed=0, **settings)
+    _, first = _objective_case("hashnet", "saat")
+    run, batch = _on_one_device(update), _batch(0, num_real=16, image_size=2)
+    logits = networks.flatten_channels_first(batch["image"]) @ first.params["hash"]["kernel"]
+    # The count of the adversarial pass, or that of the benign one after it, or none reaches 200.
+    for forwards, adversarial, benign in ((199, 2**0.5, 2**0.5), (198, 1, 2**0.5), (200, 1, 1)):
+        before = first.objective.replace(forwards=np.int32(forwards), scale=np.float32(12.0))
+        state = defenses.init_state({"params": first.params}, optimizer, before, first.code_bank)
+        state, metrics = run(state, batch)
+        codes = state.objective.bank.codes[batch["index"]]
+        np.testing.assert_allclose(codes, np.tanh(benign * logits), atol=1e-5)
+        expected = np.mean((1 - np.abs(np.tanh(adversarial * logits))) ** 2)
+        np.testing.assert_allclose(metrics["quantization_loss"], expected, rtol=1e-4)
+        assert state.objective.forwards == forwards + 2
 
 
 # --- devices and padding ---

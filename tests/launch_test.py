@@ -202,7 +202,11 @@ def _listed(table):
         ("data.num_train", 10**6, "num_train between 1 and num_database"),
         ("model.name", "resnet", "unknown network 'resnet'" + _listed(networks.NETWORKS)),
         ("model.num_bits", 0, "num_bits must be at least 1, got 0"),
-        ("model.weights", "nosuch.pt", "expected a file of weights, got nosuch.pt, which does not exist"),
+        (
+            "model.weights",
+            "nosuch.pt",
+            "expected a file of weights, got nosuch.pt, which does not exist",
+        ),
         ("objective.name", "dhp", "unknown objective 'dhp'" + _listed(objectives.OBJECTIVES)),
         ("defense.name", "sat", "unknown defence 'sat'" + _listed(defenses.DEFENSES)),
         ("pretrain.schedule.name", "step", r"unknown schedule 'step'; .*\['constant', 'cosine'"),

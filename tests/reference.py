@@ -215,6 +215,97 @@ def dph(
     return total / len(bank_codes)
 
 
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + float(np.log1p(np.exp(-abs(x))))
+
+
+def dpsh(
+    soft_code: np.ndarray,
+    label: np.ndarray,
+    bank_codes: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    eta: float,
+) -> float:
+    """One example's DPSH loss, its quantisation divided by the size of the bank."""
+    total = 0.0
+    for code, shared in zip(bank_codes, relevance(label, bank_labels), strict=True):
+        theta = sum(float(a) * float(b) for a, b in zip(soft_code, code, strict=True)) / 2
+        total += _softplus(theta) - shared * theta
+    total += eta * sum((1 - abs(float(x))) ** 2 for x in soft_code)
+    return total / len(bank_codes)
+
+
+def hashnet(
+    soft_codes: np.ndarray,
+    labels: np.ndarray,
+    bank_codes: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    slope: float,
+) -> np.ndarray:
+    """Losses of a batch, whose mean is that of its like pairs plus that of its unlike ones."""
+    shared = np.array([relevance(label, bank_labels) for label in labels])
+    numbers = {kind: max(int(np.sum(shared == kind)), 1) for kind in (0, 1)}
+    losses = np.zeros(len(labels))
+    for row, bank_row in np.ndindex(shared.shape):
+        logit = slope * float(np.dot(np.float64(soft_codes[row]), np.float64(bank_codes[bank_row])))
+        kind = shared[row, bank_row]
+        losses[row] += len(labels) / numbers[kind] * (_softplus(logit) - kind * logit)
+    return losses
+
+
+def wasserstein(soft_codes: np.ndarray, random_codes: np.ndarray) -> np.ndarray:
+    """Squared distances, by row, to the random codes of the same rank in each column."""
+    losses = np.zeros(len(soft_codes))
+    for column, drawn in zip(soft_codes.T, random_codes.T, strict=True):
+        order = sorted(range(len(column)), key=lambda row: column[row])
+        for row, partner in zip(order, sorted(drawn), strict=True):
+            losses[row] += (float(partner) - float(column[row])) ** 2 / soft_codes.shape[1]
+    return losses
+
+
+def class_center(label: np.ndarray, codes: np.ndarray, tie_code: np.ndarray) -> list[int]:
+    """The majority of the codes of an example's classes; the tie code where there is none."""
+    votes = [sum(int(code[bit]) for code, on in zip(codes, label, strict=True) if on)
+             for bit in range(len(tie_code))]  # fmt: skip
+    return [int(np.sign(vote or tie)) for vote, tie in zip(votes, tie_code, strict=True)]
+
+
+def csq(soft_code: np.ndarray, center: Sequence[int], *, weight: float) -> float:
+    """One example's CSQ loss."""
+    total = 0.0
+    for x, wanted in zip(np.float64(soft_code), center, strict=True):
+        total -= np.log((1 + x) / 2 if wanted > 0 else (1 - x) / 2)
+        total += weight * (1 - abs(x)) ** 2
+    return total / len(soft_code)
+
+
+def dpn(soft_code: np.ndarray, center: Sequence[int]) -> float:
+    """One example's DPN loss with margin 1."""
+    lacks = [max(0.0, 1 - float(x) * c) for x, c in zip(soft_code, center, strict=True)]
+    return sum(lacks) / len(lacks)
+
+
+def orthohash(
+    soft_codes: np.ndarray, labels: np.ndarray, codebook: np.ndarray, *, margin: float, scale: float
+) -> np.ndarray:
+    """Losses of a batch, its normalisation with scale one and bias zero."""
+    values = np.float64(soft_codes)
+    codes = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
+    losses = np.zeros(len(labels))
+    for row, (code, label) in enumerate(zip(codes, labels, strict=True)):
+        size = np.linalg.norm(code) * len(code) ** 0.5
+        logits = [
+            scale * (float(np.dot(code, c)) / size - margin * float(on))
+            for c, on in zip(codebook, label, strict=True)
+        ]
+        total = np.log(sum(np.exp(x) for x in logits))
+        wanted = [x for x, on in zip(logits, label, strict=True) if on]
+        losses[row] = sum(total - x for x in wanted) / max(len(wanted), 1)
+    return losses
+
+
 # --- network layers ---
 
 

@@ -165,7 +165,7 @@ def test_make_optimizer_knows_its_names():
 
 def _toy_state():
     variables = {"params": {"w": np.float32(0)}}
-    return defenses.init_state(variables, optax.sgd(1.0), objectives.init_bank(1, 1, 1))
+    return defenses.init_state(variables, optax.sgd(1.0), objectives.State())
 
 
 def _toy_update(state, batch, *, axis_name, bad_step=None):
@@ -353,14 +353,14 @@ def small_run(folder, *, delay=0.0, fail_at=None):
     return training.train(
         defenses.make_saat_update(
             model,
-            objectives.OBJECTIVES["dph"],
+            objectives.create_objective("dph"),
             optimizer,
             seed=0,
             epsilon=8 / 255,
             step_size=2 / 255,
             num_steps=2,
         ),
-        defenses.init_state(variables, optimizer, bank, bank),
+        defenses.init_state(variables, optimizer, objectives.State(bank=bank), bank),
         batches_from,
         folder=folder,
         steps_per_epoch=STEPS_PER_EPOCH,

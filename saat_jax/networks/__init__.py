@@ -147,6 +147,7 @@ def forward(
     batch_stats: chex.ArrayTree,
     images: Array,
     training: Training | None,
+    alpha: Array | float = 1.0,
 ) -> tuple[Array, chex.ArrayTree]:
     """Encodes images and returns (soft codes, running statistics after the pass).
 
@@ -156,12 +157,15 @@ def forward(
         batch_stats: its running statistics, empty if it has none.
         images: `[batch, height, width, channels]` in [0, 1].
         training: None for evaluation mode, which leaves the statistics as they are.
+        alpha: tanh scale of the codes.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     if training is None:
-        return make_encode_fn(model)(variables, images, 1.0), batch_stats
+        return make_encode_fn(model)(variables, images, alpha), batch_stats
     codes: Any
-    codes, updated = model.apply(variables, images, training=training, mutable=["batch_stats"])
+    codes, updated = model.apply(
+        variables, images, alpha, training=training, mutable=["batch_stats"]
+    )
     return codes, updated.get("batch_stats", batch_stats)
 
 
