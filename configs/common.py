@@ -22,12 +22,13 @@ def get_base() -> ml_collections.ConfigDict:
         resize=config_dict.placeholder(int),
     )
     config.model = dict(
-        # One of saat_jax/networks.py's NETWORKS: alexnet, convnet.
+        # One of saat_jax/networks' NETWORKS: alexnet, convnet, vgg11 ... vgg19, vgg11_bn ...,
+        # resnet18 ... resnet152.
         name="alexnet",
         num_bits=32,
         # Whether ImageNet's mean and standard deviation are applied inside the network.
         input_norm=True,
-        # A .npz file of torchvision-style weights to start from; empty for random ones.
+        # A state dict of PyTorch to start from (.npz, .safetensors, .pth); empty for none.
         weights="",
     )
     # One of saat_jax/objectives' OBJECTIVES: csq, dph, dpn, dpsh, hashnet, hswd, orthohash; and
