@@ -91,3 +91,13 @@ def get_base() -> ml_collections.ConfigDict:
         num_examples=6,
     )
     return config
+
+
+def use_adam(config: ml_collections.ConfigDict) -> None:
+    """Sets both stages to Adam with a cosine schedule, for networks without pretrained weights.
+
+    DPH's gradients are small: from random weights, SGD at the papers' rates needs far more epochs.
+    """
+    for stage in (config.pretrain, config.defense):
+        stage.schedule.update(name="cosine", learning_rate=3e-3)
+        stage.optimizer = dict(name="adam", weight_decay=0.0)

@@ -31,14 +31,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.model.name = "convnet"
     config.model.widths = (16, 32, 64, 128)
-    # Adam, because DPH's gradients are small: SGD at the paper's rate needs far more epochs
-    # when the network starts from random weights.
     config.pretrain.update(num_epochs=12, evaluate_every=4)
-    config.pretrain.schedule.update(name="cosine", learning_rate=3e-3)
-    config.pretrain.optimizer = dict(name="adam", weight_decay=0.0)
     config.defense.update(num_epochs=8, evaluate_every=4)
-    config.defense.schedule.update(name="cosine", learning_rate=3e-3)
-    config.defense.optimizer = dict(name="adam", weight_decay=0.0)
+    common.use_adam(config)
     if variant == "smoke":
         config.data.update(num_query=40, num_database=160, num_train=96)
         config.model.widths = (8, 8, 16, 16)
