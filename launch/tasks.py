@@ -82,9 +82,10 @@ class Run:
         return {
             "model": self.config["model"],
             "objective": self.config["objective"],
-            "data": self.data.fingerprint(),
             "seed": self.config["seed"],
             "precision": self.config["precision"],
+            # Last, as other settings make other data: their names say more.
+            "data": self.data.fingerprint(),
         }
 
     def accept(self) -> None:

@@ -342,7 +342,7 @@ def check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: pathli
     """
     old = _flatten({name: found.get(name) for name in wanted})
     new = _flatten(wanted)
-    for name in sorted({*old, *new}):
+    for name in [*new, *old]:
         if old.get(name) != new.get(name):
             raise ValueError(
                 f"{folder} was made with {name} = {old.get(name)!r}, this run has "
