@@ -76,7 +76,8 @@ class Run:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.target_labels = self._target_labels()
 
-    @property
+    # The fingerprint reads every pixel held in memory: once is enough.
+    @functools.cached_property
     def identity(self) -> Config:
         """What every stage of the run has in common: another value is another run."""
         return {
@@ -128,7 +129,7 @@ class Run:
     def _target_labels(self) -> np.ndarray:
         """The targets of the run, drawn once and stored."""
         path = self.workdir / "targets.npz"
-        made_for = f"{self.data.fingerprint()} seed {self.config['seed']}"
+        made_for = f"{self.identity['data']} seed {self.config['seed']}"
         if path.is_file():
             with np.load(path) as file:
                 if str(file["made_for"]) == made_for:

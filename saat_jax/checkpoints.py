@@ -64,8 +64,9 @@ class CheckpointFolder:
     def save(
         self, step: int, state: chex.ArrayTree, record: dict[str, Any], *, best: bool = False
     ) -> None:
-        """Saves a state in the background; a step already saved is left as it is,
-        unless `restore` found it unreadable.
+        """Saves a state in the background.
+
+        A step already saved is left as it is, unless `restore` found it unreadable.
 
         Args:
             step: number of updates behind the state.

@@ -334,18 +334,16 @@ def evaluate(
         "device": jax.devices()[0].device_kind,
     }
     settings = {name: dataclasses.asdict(attack) for name, attack in suite.items()}
+    # Hashed once: what all records share.
+    shared = {
+        "model": identity,
+        "data": dataset.fingerprint(),
+        "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
+        "common": common,
+        "examples": num_examples,
+    }
     plan = {
-        name: _digest(
-            {
-                "model": identity,
-                "data": dataset.fingerprint(),
-                "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
-                "settings": settings.get(name),
-                "common": common,
-                "examples": num_examples,
-            }
-        )
-        for name in ("benign", *suite)
+        name: _digest({**shared, "settings": settings.get(name)}) for name in ("benign", *suite)
     }
     records = {}
     for name, digest in plan.items():
@@ -382,22 +380,24 @@ def evaluate(
         dataset.query, rows, image_size=dataset.image_size, resize=dataset.resize
     )
 
+    def store(name: str, examples: dict[str, np.ndarray], **fields: Any) -> None:
+        records[name] = {**common, "attack": name, **fields, "identity": plan[name]}
+        _write(folder, name, records[name], examples)
+
     if "benign" not in records:
         metrics, curves = score(query_codes, own, "map")
         target_metrics, target_curves = score(query_codes, target, "t_map")
         curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
-        records["benign"] = {
-            **common,
-            "attack": "benign",
-            "targeted": False,
-            "metrics": metrics | target_metrics,
-            "curves": curves,
-            "perturbation": None,
-            "settings": None,
-            "seconds_per_image": None,
-            "identity": plan["benign"],
-        }
-        _write(folder, "benign", records["benign"], look(query_codes, benign, targeted=False))
+        store(
+            "benign",
+            look(query_codes, benign, targeted=False),
+            targeted=False,
+            metrics=metrics | target_metrics,
+            curves=curves,
+            perturbation=None,
+            settings=None,
+            seconds_per_image=None,
+        )
 
     for name, attack in suite.items():
         if name in records:
@@ -433,22 +433,19 @@ def evaluate(
             metrics[measure] = protocol.map_at_k(
                 codes, database_codes, labels, dataset.database.labels
             )
-        records[name] = {
-            **common,
-            "attack": name,
-            "targeted": attack.targeted,
-            "metrics": metrics,
-            "curves": curves,
-            "perturbation": result.perturbation,
-            "settings": settings[name],
-            "seconds_per_image": result.seconds_per_image,
-            "identity": plan[name],
-        }
         adversarial = np.zeros((len(rows), *benign.shape[1:]), np.float32)
         for place, row in enumerate(rows):
             adversarial[place] = kept[row] / np.float32(255)
-        examples = look(result.codes, adversarial, targeted=attack.targeted)
-        _write(folder, name, records[name], examples)
+        store(
+            name,
+            look(result.codes, adversarial, targeted=attack.targeted),
+            targeted=attack.targeted,
+            metrics=metrics,
+            curves=curves,
+            perturbation=result.perturbation,
+            settings=settings[name],
+            seconds_per_image=result.seconds_per_image,
+        )
     return {name: records[name] for name in plan}
 
 
