@@ -1,10 +1,4 @@
-"""Attacks on a hash encoder: images an eye cannot tell apart, codes far apart.
-
-An attack is handed `encode_fn(variables, images, alpha)`, which returns soft codes
-`tanh(alpha * f(x))`, and never sees a network. Images are `[batch, height, width, channels]`
-float32 in [0, 1]; `epsilon` and `step_size` are in the same units. A non-targeted attack
-drives the code away from `target_codes`, a targeted one towards them.
-"""
+"""Projected gradient descent within the L-infinity ball, and what every attack shares."""
 
 import functools
 from collections.abc import Callable
@@ -15,78 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saat_jax.attacks.code_losses import code_loss
+
 Array = jax.Array
 EncodeFn = Callable[[chex.ArrayTree, Array, Array | float], Array]
-CodeLossFn = Callable[..., Array]
-
-_ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-
-
-def alpha_schedule(num_steps: int) -> np.ndarray:
-    """Anneals the tanh scale from 0.1 to 1 over an attack. `[num_steps]` float32
-
-    A small scale keeps tanh out of saturation while the code is still far from its goal. The
-    schedule holds 0.1 for the first half, then rises every tenth; with fewer than ten steps
-    it ends below 1.
-
-    Reference:
-        SAAT, Section IV-A.
-    """
-    return np.array([_ALPHAS[10 * step // num_steps] for step in range(num_steps)], np.float32)
-
-
-def mean_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> Array:
-    """Mean agreement of codes and target codes, negated if targeted. `[batch]` in [-1, 1]
-
-    Args:
-        soft_codes: `[batch, num_bits]` in (-1, 1).
-        target_codes: `[batch, num_bits]` in {-1, 0, +1}.
-        targeted: whether to approach the target codes rather than to leave them.
-
-    Reference:
-        SAAT, Eq. 13, 14 and 18.
-    """
-    agreement = jnp.mean(soft_codes * target_codes, axis=-1)
-    return -agreement if targeted else agreement
-
-
-def focused_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> Array:
-    """Agreement over the bits that are not yet settled, negated if targeted. `[batch]`
-
-    With s the agreement of one bit, (s + 2) s is averaged over the bits with s > -0.5 (in a
-    targeted attack s < 0.5): bits already won beyond a margin no longer draw on the budget.
-
-    Args:
-        soft_codes: `[batch, num_bits]` in (-1, 1).
-        target_codes: `[batch, num_bits]` in {-1, 0, +1}.
-        targeted: whether to approach the target codes rather than to leave them.
-
-    Reference:
-        The loss of the released SAAT attack; the paper has `mean_loss`. Differs from the
-        released code: the average is over the example's own bits, not over the batch's, so
-        that examples do not influence each other; and it is zero, not 0/0, when every bit is
-        settled. The sign of its gradient is the same.
-    """
-    agreement = soft_codes * target_codes
-    unsettled = agreement < 0.5 if targeted else agreement > -0.5
-    weights = jax.lax.stop_gradient(unsettled.astype(agreement.dtype))
-    total = jnp.sum(weights * (agreement + 2) * agreement, axis=-1)
-    loss = total / jnp.maximum(jnp.sum(weights, axis=-1), 1)
-    return -loss if targeted else loss
-
-
-CODE_LOSSES: dict[str, CodeLossFn] = {"mean": mean_loss, "focused": focused_loss}
-
-
-def code_loss(name: str, *, targeted: bool) -> Callable[[Array, Array], Array]:
-    """Looks up a code loss, to be minimised over the image.
-
-    Raises:
-        ValueError: if no loss has that name.
-    """
-    if name not in CODE_LOSSES:
-        raise ValueError(f"unknown attack loss {name!r}; expected one of {sorted(CODE_LOSSES)}")
-    return functools.partial(CODE_LOSSES[name], targeted=targeted)
 
 
 def project(adversarial: Array, images: Array, *, epsilon: float) -> Array:
@@ -229,59 +155,3 @@ def pgd(
         total_loss, images, start, epsilon=epsilon, step_size=step_size, num_steps=num_steps
     )
     return adversarial
-
-
-# The attacks a config may name; each is called like `pgd`.
-ATTACKS: dict[str, Callable[..., Array]] = {"mainstay": pgd}
-
-
-def target_candidates(labels: np.ndarray, database_labels: np.ndarray) -> list[np.ndarray]:
-    """Lists, for each query, the rows of label vectors that share no label with it.
-
-    Args:
-        labels: `[num_queries, num_classes]` multi-hot.
-        database_labels: `[num_database, num_classes]` multi-hot.
-
-    Returns:
-        For each query an ascending array of row numbers of the distinct database label
-        vectors in lexicographic order, the all-zero vector left out.
-    """
-    distinct = _distinct_labels(database_labels)
-    return [np.flatnonzero(row == 0) for row in np.asarray(labels) @ distinct.T]
-
-
-def _distinct_labels(database_labels: np.ndarray) -> np.ndarray:
-    distinct = np.unique(np.asarray(database_labels), axis=0)
-    return distinct[distinct.any(axis=1)]
-
-
-def select_target_labels(
-    labels: np.ndarray, database_labels: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Draws for each query a label vector of the database that shares no label with it.
-
-    Draw once for a run, and let every targeted attack of the run use the same.
-
-    Args:
-        labels: `[num_queries, num_classes]` multi-hot labels of the queries.
-        database_labels: `[num_database, num_classes]` multi-hot.
-        rng: NumPy generator; one draw for each query.
-
-    Returns:
-        `[num_queries, num_classes]` multi-hot, in the dtype of `database_labels`.
-
-    Raises:
-        ValueError: if a query shares a label with every label vector of the database.
-
-    Reference:
-        The "disjoint" protocol of the released SAAT code.
-    """
-    candidates = target_candidates(labels, database_labels)
-    hopeless = [query for query, rows in enumerate(candidates) if rows.size == 0]
-    if hopeless:
-        raise ValueError(
-            f"{len(hopeless)} queries share a label with every label vector of the database, "
-            f"so they have no target (first: query {hopeless[0]}); leave these queries out"
-        )
-    chosen = [int(rng.choice(rows)) for rows in candidates]
-    return _distinct_labels(database_labels)[chosen]
