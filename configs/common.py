@@ -1,13 +1,18 @@
 """The fields that every config shares, with the papers' values where they have any."""
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
 
 def get_base() -> ml_collections.ConfigDict:
-    """Returns the fields of a run: data, model, objective, pretrain, attacks, defense."""
+    """Returns the fields of a run: data, model, objective, pretrain, attacks, defenses,
+    evaluation.
+    """
     config = ml_collections.ConfigDict()
-    # One of launch/tasks.py's TASKS: train_hash, attack, train_saat, evaluate, chain; or report.
+    # One of launch/tasks.py's TASKS: train_hash, harden, train_saat, evaluate, attack,
+    # compare_attacks, chain, transfer; or report.
     config.task = "chain"
     # Of the initial weights, the order of the images, dropout, random starts, target labels.
     config.seed = 0
@@ -55,7 +60,29 @@ def get_base() -> ml_collections.ConfigDict:
         mainstay=dict(mainstay, targeted=False),
         mainstay_targeted=dict(mainstay, targeted=True),
     )
-    config.defense = dict(
+    # Hardened models by name.
+    config.defenses = dict(hardened=saat())
+    # Networks that attacks train for a model, see configs/attacks.py; and the models that
+    # "transfer" crafts on and judges, as WORKDIR:MODEL.
+    config.learned = dict()
+    config.transfer = dict(models=())
+    config.evaluation = dict(
+        # Which models to judge; none named is every one that is trained.
+        models=(),
+        # "latest", the papers' choice, or "best": that of the highest MAP, chosen on the queries.
+        checkpoint="latest",
+        batch_size=128,
+        # k = 5000 as SAAT; None ranks the whole database, as ProS-GAN.
+        protocol=dict(k=5000, ties="average", normalizer="hits", targets="disjoint"),
+        # Queries kept for the report's pictures.
+        num_examples=6,
+    )
+    return config
+
+
+def saat() -> dict[str, Any]:
+    """SAAT training as released: what a name in config.defenses may hold."""
+    return dict(
         # One of saat_jax/defenses.py's DEFENSES: saat.
         name="saat",
         num_epochs=20,
@@ -77,20 +104,8 @@ def get_base() -> ml_collections.ConfigDict:
             loss="mean",
             weighting="similarity",
             ties="positive",
-        ),  # fmt: skip
+        ),
     )
-    config.evaluation = dict(
-        # Which models to judge; none named is every one that is trained.
-        models=(),
-        # "latest", the papers' choice, or "best": that of the highest MAP, chosen on the queries.
-        checkpoint="latest",
-        batch_size=128,
-        # k = 5000 as SAAT; None ranks the whole database, as ProS-GAN.
-        protocol=dict(k=5000, ties="average", normalizer="hits"),
-        # Queries kept for the report's pictures.
-        num_examples=6,
-    )
-    return config
 
 
 def use_adam(config: ml_collections.ConfigDict) -> None:
@@ -98,6 +113,6 @@ def use_adam(config: ml_collections.ConfigDict) -> None:
 
     DPH's gradients are small: from random weights, SGD at the papers' rates needs far more epochs.
     """
-    for stage in (config.pretrain, config.defense):
+    for stage in (config.pretrain, *config.defenses.values()):
         stage.schedule.update(name="cosine", learning_rate=3e-3)
         stage.optimizer = dict(name="adam", weight_decay=0.0)

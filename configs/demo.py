@@ -32,11 +32,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.name = "convnet"
     config.model.widths = (16, 32, 64, 128)
     config.pretrain.update(num_epochs=12, evaluate_every=4)
-    config.defense.update(num_epochs=8, evaluate_every=4)
+    config.defenses.hardened.update(num_epochs=8, evaluate_every=4)
     common.use_adam(config)
     if variant == "smoke":
         config.data.update(num_query=40, num_database=160, num_train=96)
         config.model.widths = (8, 8, 16, 16)
-        config.pretrain.num_epochs = config.defense.num_epochs = 1
+        config.pretrain.num_epochs = config.defenses.hardened.num_epochs = 1
         config.attacks.mainstay.num_steps = config.attacks.mainstay_targeted.num_steps = 3
     return config

@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.name = "convnet"
         config.model.widths = (16, 32, 64, 128)
         config.pretrain.update(num_epochs=30, evaluate_every=10)
-        config.defense.update(num_epochs=8, evaluate_every=4)
+        config.defenses.hardened.update(num_epochs=8, evaluate_every=4)
         common.use_adam(config)
     if variant == "brief":
         config.pretrain.update(num_epochs=4, evaluate_every=4)

@@ -15,10 +15,11 @@ import optax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from saat_jax import checkpoints, defenses, parallel
+from saat_jax import checkpoints, defenses, files, generative, parallel
 
 Schedule = Callable[[int], float]
-EvaluateFn = Callable[[dict[str, Any]], dict[str, float]]
+# What an update changes: a dataclass with at least `step` and `params`.
+State = Any
 
 
 class Interrupted(SystemExit):
@@ -65,8 +66,8 @@ def make_schedule(
     """Builds a learning rate by step.
 
     Args:
-        name: "thirds" (`epoch_schedule`), "milestones" (`milestone_schedule`), "cosine" down to
-            zero, or "constant".
+        name: "thirds" (`epoch_schedule`), "milestones" (`milestone_schedule`), "half_linear"
+            (`generative.gan_schedule`), "cosine" down to zero, or "constant".
         learning_rate: the first rate.
         num_epochs: number of epochs.
         steps_per_epoch: number of updates in an epoch.
@@ -80,6 +81,9 @@ def make_schedule(
             learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
         ),
         "milestones": milestone_schedule(learning_rate, num_steps=num_steps),
+        "half_linear": generative.gan_schedule(
+            learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+        ),
         "cosine": lambda step: learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps)),
         "constant": lambda step: learning_rate,
     }
@@ -94,15 +98,17 @@ def make_optimizer(
     *,
     num_steps: int,
     momentum: float = 0.0,
+    beta1: float = 0.9,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
 
     Args:
-        name: "sgd" or "adam" (betas 0.9 and 0.999).
+        name: "sgd" or "adam" (second beta 0.999).
         schedule: learning rate by step, from 0.
         num_steps: how many steps the schedule is asked for; the last rate is kept beyond.
         momentum: of "sgd".
+        beta1: of "adam".
         weight_decay: coefficient of the L2 penalty's gradient.
 
     Raises:
@@ -116,7 +122,7 @@ def make_optimizer(
 
     rules = {
         "sgd": optax.trace(momentum) if momentum else optax.identity(),
-        "adam": optax.scale_by_adam(),
+        "adam": optax.scale_by_adam(b1=beta1),
     }
     if name not in rules:
         raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(rules)}")
@@ -134,13 +140,11 @@ class MetricsLog:
             again, and the file ends as if the run had never stopped.
     """
 
-    def __init__(self, folder: pathlib.Path, *, first_step: int = 0):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: pathlib.Path, *, first_step: int = -1):
         path = folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        with files.replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
         self._file: TextIO = path.open("a")  # noqa: SIM115, closed by close()
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
@@ -192,8 +196,8 @@ def variables_of(state: defenses.TrainState) -> dict[str, Any]:
 
 
 def train(
-    update: defenses.UpdateFn,
-    state: defenses.TrainState,
+    update: Callable[..., tuple[State, Any]],
+    state: State,
     batches_from: Callable[[int], Iterable[dict[str, np.ndarray]]],
     *,
     folder: str | pathlib.Path,
@@ -201,20 +205,20 @@ def train(
     num_epochs: int,
     schedule: Schedule,
     record: dict[str, Any],
-    evaluate: EvaluateFn | None = None,
+    evaluate: Callable[[State], dict[str, float]] | None = None,
     evaluate_every: int = 1,
     log_every: int = 20,
     checkpoint_every: int = 500,
     title: str = "train",
     progress: bool = True,
-) -> defenses.TrainState:
+) -> State:
     """Trains to the last epoch, resuming from the folder's latest checkpoint if it has one.
 
     The result depends on the arguments alone: a run that was killed and resumed ends with the
     same bits as one that was not.
 
     Args:
-        update: a per-device update from `defenses`.
+        update: a per-device update, as `parallel` describes it; a metric is "loss".
         state: the state to begin with.
         batches_from: maps a step to the batches from that step on, each this process' rows.
         folder: gets `checkpoints/`, `metrics.jsonl` and TensorBoard's files.
@@ -223,8 +227,9 @@ def train(
         schedule: learning rate by step, for the log.
         record: what to store in every checkpoint, in JSON's types; a checkpoint of another
             "identity" entry is refused.
-        evaluate: maps the network's variables to metrics; "map" decides the best checkpoint.
-        evaluate_every: epochs between evaluations; the last epoch always has one.
+        evaluate: maps a state with NumPy leaves to metrics; "map" decides the best checkpoint.
+        evaluate_every: epochs between evaluations; one comes before the first step, for what
+            training starts from, and one after the last epoch.
         log_every: steps between log lines; each is the mean over these steps.
         checkpoint_every: steps between checkpoints; each epoch's end has one too.
         title: of the progress bar.
@@ -250,13 +255,15 @@ def train(
             state = found.state
             best_map, pending = found.record["best_map"], found.record["pending"]
         step = int(state.step)
-        log = MetricsLog(folder, first_step=step)
+        log = MetricsLog(folder, first_step=step if found else -1)
+        if evaluate and found is None:
+            log.write(step, 0.0, evaluate(state))
         bar = tqdm(total=num_steps, initial=step, desc=title, disable=not progress, unit="step")
         mapped = parallel.pmap_update(update)
         replicated = parallel.replicate(state)
         batches = iter(batches_from(step)) if step < num_steps else iter(())
 
-        def save(host: defenses.TrainState, *, best: bool) -> None:
+        def save(host: State, *, best: bool) -> None:
             progress = {"step": step, "num_steps": num_steps, "best_map": best_map}
             # A copy: the save goes on in the background.
             saved.save(step, host, {**record, **progress, "pending": [*pending]}, best=best)
@@ -281,9 +288,9 @@ def train(
             host = parallel.unreplicate(replicated)
             _check_finite(host.params, step)
             if evaluate and epoch_ends and (epoch % evaluate_every == 0 or step == num_steps):
-                scores = evaluate(variables_of(host))
+                scores = evaluate(host)
                 log.write(step, epoch, scores)
-                if scores["map"] > best_map:
+                if scores.get("map", -1.0) > best_map:
                     best_map = scores["map"]
                     save(host, best=True)
             pending = _fetch(pending)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from saat_jax import attacks
+from saat_jax.attacks import descent
 from tests import golden, reference, tiny
 
 WRAPS = [jax.jit, lambda function: function]
@@ -268,7 +269,9 @@ def test_row_keys():
         jax.random.key_data(attacks.row_keys(rng, 2)), jax.random.key_data(keys)[:2]
     )
     assert attacks.row_keys(keys, 4) is keys
-    assert attacks.row_keys(jax.random.PRNGKey(3), 4).shape == (4, 2)
+    old_style = attacks.row_keys(jax.random.PRNGKey(3), 4)
+    assert old_style.shape == (4, 2)
+    assert attacks.row_keys(old_style, 4) is old_style
 
 
 def test_uniform_noise_fills_the_ball():
@@ -288,7 +291,15 @@ def test_uniform_noise_fills_the_ball():
 _jitted_pgd = jax.jit(
     attacks.pgd,
     static_argnums=0,
-    static_argnames=("epsilon", "step_size", "num_steps", "targeted", "loss", "random_start"),
+    static_argnames=(
+        "epsilon",
+        "step_size",
+        "num_steps",
+        "targeted",
+        "loss",
+        "update",
+        "random_start",
+    ),
 )
 
 
@@ -515,14 +526,98 @@ def test_sign_descent_compiles_once_for_all_numbers_of_steps():
         assert carry == sum(range(num_steps))
 
 
-def test_attacks_by_name():
-    assert attacks.ATTACKS["mainstay"] is attacks.pgd
+# --- other updates, other starts ---
+
+
+def test_updates_worked_by_hand():
+    # One pixel, code tanh(3 x + 4 y) at 0: the gradient is (3, 4, 0), of length 5.
+    variables = jnp.array([[3.0, 4, 0]]), jnp.array([-3.5])
+    images = jnp.full((1, 1, 1, 3), 0.5)
+    problem = _linear_encode, variables, images, jnp.ones((1, 1))
+    common = dict(random_start=False, num_steps=1, epsilon=0.45, step_size=0.1, loss="mean")
+    for update, moved in [
+        ("sign", [0.1, 0.1, 0]),
+        ("raw", [0.3, 0.4, 0]),
+        ("unit", [0.06, 0.08, 0]),
+    ]:
+        adversarial = _pgd(problem, update=update, **common)
+        np.testing.assert_allclose(adversarial[0, 0, 0], 0.5 - np.array(moved), rtol=1e-6)
+
+
+@pytest.mark.parametrize("update", ["raw", "unit"])
+def test_updates_match_reference(update):
+    encode_fn, variables, images, target_codes = problem = _linear_problem(13)
+    # The code of the last image has no gradient.
+    target_codes[-1] = 0
+    alphas = attacks.alpha_schedule(4)
+    options = dict(random_start=False, loss="mean", step_size=0.1, targeted=True, update=update)
+    actual = _pgd(problem, alphas=alphas, **options)
+    assert actual.min() >= 0 and actual.max() <= 1
+    assert EPSILON / 2 < np.abs(actual - images).max() <= EPSILON + ROUNDING
+    np.testing.assert_array_equal(actual[-1], images[-1])
+    weights, bias = (value.astype(np.float64) for value in variables)
+    for row, (image, target_code) in enumerate(zip(_flat(images), target_codes, strict=True)):
+        x = image
+        for alpha in alphas.astype(float):
+            code = np.tanh(alpha * (weights @ x + bias))
+            gradient = -(target_code * (1 - code**2) * alpha) @ weights / code.size
+            if update == "unit":
+                gradient /= np.sum(gradient**2) ** 0.5 or 1
+            x = np.clip(x - 0.1 * gradient, image - EPSILON, image + EPSILON).clip(0, 1)
+        np.testing.assert_allclose(_flat(actual)[row], x, atol=1e-6)
+    # Batch mates take no part.
+    alone = _pgd((encode_fn, variables, images[:1], target_codes[:1]), alphas=alphas, **options)
+    np.testing.assert_allclose(alone, actual[:1], atol=1e-6)
+
+
+def test_unknown_update_is_refused():
+    with pytest.raises(ValueError, match=r"unknown update 'l2'.*'raw', 'sign', 'unit'"):
+        _pgd(_tiny_problem(), update="l2")
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_bim_and_fgsm_are_pgd_from_the_images(targeted):
+    problem, rng = _linear_problem(15), jax.random.key(0)
+    actual = descent.bim(
+        *problem, rng, epsilon=EPSILON, step_size=1 / 255, num_steps=4, targeted=targeted
+    )
+    expected = _pgd(problem, random_start=False, targeted=targeted)
+    np.testing.assert_allclose(actual, expected, atol=ROUNDING)
+    # One step as long as the radius: the corner of the ball that the gradient points to.
+    adversarial = descent.fgsm(*problem, rng, epsilon=EPSILON, targeted=targeted)
+    encode_fn, variables, images, target_codes = problem
+    gradient = jax.grad(
+        lambda images: jnp.sum(
+            attacks.focused_loss(encode_fn(variables, images), target_codes, targeted=targeted)
+        )
+    )(images)
+    corner = np.clip(images - EPSILON * np.sign(gradient), 0, 1)
+    np.testing.assert_allclose(adversarial, corner, atol=ROUNDING)
+
+
+def test_noise():
+    _, _, images, target_codes = _linear_problem(16)
+
+    def add(images, rng):
+        return np.asarray(
+            descent.noise(None, None, images, target_codes, rng, targeted=True, epsilon=EPSILON)
+        )
+
+    rng = jax.random.key(3)
+    noisy = add(images, rng)
+    drawn = attacks.uniform_noise(rng, images, epsilon=EPSILON)
+    np.testing.assert_allclose(noisy, np.clip(images + drawn, 0, 1), atol=ROUNDING)
+    assert np.abs(noisy - images).max() <= EPSILON + ROUNDING
+    # The noise is the image's own, and the key's.
+    keys = attacks.row_keys(rng, len(images))
+    np.testing.assert_array_equal(add(images[1:2], keys[1:2]), noisy[1:2])
+    assert np.any(add(images, jax.random.key(4)) != noisy)
 
 
 # --- the attack against the released one ---
 
 
-def _golden_attack(case, *, loss, targeted, step_size, num_steps, alphas, start):
+def _golden_attack(case, *, num_steps, alphas, start, **options):
     """A jitted attack on the tiny net of a case, with everything an array that may vary."""
     weights = case.group("w0.")
     model, variables = tiny.tiny_net(weights), tiny.tiny_variables(weights)
@@ -535,27 +630,48 @@ def _golden_attack(case, *, loss, targeted, step_size, num_steps, alphas, start)
             case["target_code"],
             jax.random.key(0),
             epsilon=case.constants["eps"],
-            step_size=step_size,
             num_steps=num_steps,
-            targeted=targeted,
-            loss=loss,
+            **options,
         )
     )(start=start, alphas=alphas), functools.partial(model.apply, variables)
 
 
-GOLDEN_ATTACKS = ["pgd_nontargeted", "pgd_targeted", "pgd_mean_loss"]
+GOLDEN_ATTACKS = ["pgd_nontargeted", "pgd_targeted", "pgd_mean_loss", "attack_bim", "dhta_attack"]
 
 
 def _golden_options(case):
     """How the attack of a case is called, and its schedule for `num_steps` steps."""
     options = dict(
-        loss="mean" if case.name == "pgd_mean_loss" else "focused",
-        targeted=case.name == "pgd_targeted",
+        loss="mean" if case.name in ("pgd_mean_loss", "dhta_attack") else "focused",
+        targeted=case.name in ("pgd_targeted", "dhta_attack"),
         step_size=case.constants["step"] / 255,
     )
-    if "alpha" in case.constants:
-        return options, lambda num_steps: np.full(num_steps, case.constants["alpha"], np.float32)
-    return options, attacks.alpha_schedule
+    alpha = case.constants.get("alpha", "get_alpha(i, T)")
+    if alpha == "get_alpha(i, T)":
+        return options, attacks.alpha_schedule
+    return options, lambda num_steps: np.full(num_steps, alpha, np.float32)
+
+
+def _golden_start(case):
+    """The images, moved by the draw of a case that has one for all its runs."""
+    images = golden.nhwc(case["images"])
+    if case.name in ("attack_bim", "dhta_attack"):
+        return images
+    return images + golden.nhwc(case["uniform_delta"])
+
+
+def _golden_results(case):
+    """Numbers of steps and the released images after them."""
+    return {
+        int(match[1]): golden.nhwc(value)
+        for key, value in case.arrays.items()
+        if (match := re.fullmatch(r"adv_T(\d+)", key))
+    }
+
+
+def _share_of_equal_pixels(case, adversarial, expected):
+    distance = case.tolerance("pixels with |diff|<")
+    return np.mean(np.abs(np.asarray(adversarial) - expected) < distance)
 
 
 @pytest.mark.parametrize("name", GOLDEN_ATTACKS)
@@ -563,16 +679,15 @@ def test_golden_pgd(name):
     case = golden.load(name)
     options, schedule = _golden_options(case)
     images = golden.nhwc(case["images"])
-    start = images + golden.nhwc(case["uniform_delta"])
-    for num_steps in case.constants["Ts"]:
+    start = _golden_start(case)
+    for num_steps, expected in _golden_results(case).items():
         adversarial, encode = _golden_attack(
             case, num_steps=num_steps, alphas=schedule(num_steps), start=start, **options
         )
         adversarial = np.asarray(adversarial)
         assert np.abs(adversarial - images).max() <= case.constants["eps"] + ROUNDING
         assert adversarial.min() >= 0 and adversarial.max() <= 1
-        equal = np.abs(adversarial - golden.nhwc(case[f"adv_T{num_steps}"]))
-        share = np.mean(equal < case.tolerance("pixels with |diff|<"))
+        share = _share_of_equal_pixels(case, adversarial, expected)
         few = num_steps <= case.tolerance("at T<=")
         assert share >= case.tolerance("|diff|<1e-6 >=" if few else ", >="), num_steps
         if f"adv_code_T{num_steps}" in case.arrays:
@@ -611,9 +726,8 @@ def test_golden_pgd_loss_of_every_step(name):
             **options,
         )
 
-    for num_steps in case.constants["Ts"]:
-        start = images + golden.nhwc(case["uniform_delta"])
-        adversarial = attacks.project(start, images, epsilon=case.constants["eps"])
+    for num_steps in _golden_results(case):
+        adversarial = attacks.project(_golden_start(case), images, epsilon=case.constants["eps"])
         losses = []
         for alpha in schedule(num_steps):
             loss, adversarial = step(adversarial, alpha)
@@ -643,6 +757,45 @@ def test_golden_pgd_all_flipped():
     np.testing.assert_allclose(adversarial, expected, rtol=0, atol=case.tolerance("abs"))
 
 
+def test_golden_dhta_attack_from_random_start():
+    case = golden.load("dhta_attack")
+    options, schedule = _golden_options(case)
+    start = golden.nhwc(case["images"]) + golden.nhwc(case["uniform_delta"])
+    (key,) = (key for key in case.arrays if key.endswith("_randomize"))
+    num_steps = int(re.fullmatch(r"adv_T(\d+)_randomize", key)[1])
+    adversarial, _ = _golden_attack(
+        case, num_steps=num_steps, alphas=schedule(num_steps), start=start, **options
+    )
+    share = _share_of_equal_pixels(case, adversarial, golden.nhwc(case[key]))
+    assert share >= case.tolerance("|diff|<1e-6 >=")
+
+
+# The schedule of ProS-GAN's DHTA counts absolute steps; it is that of an attack of 2000.
+PROSGAN_STEPS = 2000
+
+
+def test_golden_prosgan_dhta_attack():
+    case = golden.load("prosgan_dhta_attack")
+    alphas = attacks.alpha_schedule(PROSGAN_STEPS)
+    # After its end it stays at 1, as it is at its end.
+    last = np.minimum(case["alpha_n"], PROSGAN_STEPS - 1)
+    np.testing.assert_array_equal(alphas[last], np.float32(case["alpha"]))
+    images = golden.nhwc(case["images"])
+    for num_steps, expected in _golden_results(case).items():
+        adversarial, _ = _golden_attack(
+            case,
+            loss="mean",
+            targeted=True,
+            update="raw",
+            # The released loss is the mean over the batch.
+            step_size=case.constants["step"] / len(images),
+            num_steps=num_steps,
+            alphas=alphas[:num_steps],
+            start=images,
+        )
+        np.testing.assert_allclose(adversarial, expected, rtol=0, atol=case.tolerance("abs"))
+
+
 def _linear_case(formula, target, **options):
     """The attack on the linear model of the "int_*" formulas."""
     inputs = formula.inputs
@@ -656,7 +809,7 @@ def _linear_case(formula, target, **options):
         images,
         target_codes,
         jax.random.key(0),
-        epsilon=inputs["eps"],
+        epsilon=inputs.get("eps_used", inputs["eps"]),
         num_steps=inputs["T"],
         start=images + delta,
         **options,
@@ -694,6 +847,33 @@ def test_golden_formula_int_bim():
 def test_golden_formula_int_pgd_inner():
     formula = golden.formula("int_pgd_inner")
     adversarial, _ = _linear_case(formula, "target", step_size=2 / 255, targeted=False, loss="mean")
+    formula.assert_close(adversarial, golden.nhwc(np.array(formula.expected["adv"])))
+
+
+def test_golden_formula_int_dhta_sign():
+    formula = golden.formula("int_dhta_sign")
+    adversarial, _ = _linear_case(
+        formula,
+        "target",
+        step_size=1 / 255,
+        targeted=True,
+        loss="mean",
+        alphas=attacks.alpha_schedule(formula.inputs["T"]),
+    )
+    formula.assert_close(adversarial, golden.nhwc(np.array(formula.expected["adv"])))
+
+
+def test_golden_formula_int_dhta_raw():
+    formula = golden.formula("int_dhta_raw")
+    adversarial, _ = _linear_case(
+        formula,
+        "target",
+        update="raw",
+        step_size=1 / len(formula.inputs["target"]),
+        targeted=True,
+        loss="mean",
+        alphas=attacks.alpha_schedule(PROSGAN_STEPS)[: formula.inputs["T"]],
+    )
     formula.assert_close(adversarial, golden.nhwc(np.array(formula.expected["adv"])))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import shutil
 
@@ -11,18 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saat_jax import attacks, datasets, evaluation, hamming, mainstay, networks
+from saat_jax import attacks, datasets, evaluation, generative, hamming, mainstay, networks
+from saat_jax.evaluation import crafting
+from saat_jax.evaluation import records as records_module
 from tests import reference
 
 EPSILON = 8 / 255
 PROTOCOL = evaluation.Protocol(k=20, ties="average", normalizer="hits", seed=0)
+MAINSTAY = {
+    "attack": "mainstay",
+    "targeted": False,
+    "epsilon": EPSILON,
+    "step_size": 2 / 255,
+    "num_steps": 3,
+    "anneal": True,
+}
+create = evaluation.AttackSettings.create
 SUITE = {
-    "away": evaluation.AttackSettings(
-        "mainstay", targeted=False, epsilon=EPSILON, step_size=2 / 255, num_steps=3
-    ),
-    "towards": evaluation.AttackSettings(
-        "mainstay", targeted=True, epsilon=EPSILON, step_size=2 / 255, num_steps=3, loss="mean"
-    ),
+    "away": create(**MAINSTAY),
+    "towards": create(**MAINSTAY | {"targeted": True, "loss": "mean"}),
 }
 IDENTITY = {"model": "untrained", "step": 0}
 
@@ -142,25 +150,56 @@ def test_encode_refuses_a_part_of_the_split(problem):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attack": "fgsm"}, r"unknown attack 'fgsm'; expected one of \['mainstay'"),
+        ({"attack": "cw"}, r"unknown attack 'cw'; expected one of \['bim', 'cgat', 'dhta'"),
         ({"loss": "mse"}, r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
+        ({"attack": "hag", "targeted": True}, "'hag' is non-targeted only; set targeted to False"),
+        ({"attack": "dhta"}, "'dhta' is targeted only; set targeted to True"),
+        ({"epsilon": None}, "epsilon of attack 'mainstay' must be 0 or more, got None"),
+        ({"epsilon": -0.1}, "epsilon of attack 'mainstay' must be 0 or more, got -0.1"),
+        ({"num_steps": -1}, "num_steps must not be negative, got -1"),
+        ({"momentum": 1.0}, r"takes the options \['anneal', 'loss', 'num_steps', .* needs"),
+        ({"attack": "noise"}, r"takes the options \[\] and needs \[\], got \['anneal', 'num"),
     ],
 )
-def test_settings_name_what_exists(problem, changes, message):
+def test_settings_name_what_exists(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SUITE["away"], **changes).build(problem[0])
+        create(**MAINSTAY | changes)
 
 
-def _attack(problem, batch_size, settings, *, seed):
+def test_settings_ask_for_what_an_attack_needs():
+    needed = {k: v for k, v in MAINSTAY.items() if k != "step_size"}
+    with pytest.raises(ValueError, match=r"needs \['num_steps', 'step_size'\], got \['anneal', "):
+        create(**needed)
+
+
+@pytest.mark.parametrize(("anneal", "expected"), [(True, 3), (2000, 2000), (False, None)])
+def test_the_tanh_scale_is_annealed_over_as_many_steps_as_the_settings_say(
+    problem, anneal, expected
+):
+    guides = evaluation.Guides(np.zeros((1, 8)), None)
+    built = create(**MAINSTAY | {"anneal": anneal}).build(problem[0], guides)
+    alphas = built.keywords.get("alphas")
+    if expected is None:
+        assert alphas is None
+    else:
+        np.testing.assert_array_equal(alphas, attacks.alpha_schedule(expected)[:3])
+
+
+def _attack(problem, batch_size, settings, *, seed, **options):
     """(anchors, result, images) of an attack on the queries towards random anchors."""
     encode_fn, variables, data, _ = problem
     anchors = np.random.default_rng(0).choice([-1.0, 1.0], (len(data.query), 8)).astype(np.float32)
-    kept = {}
-    batches = _batches(data, data.query, batch_size)
     result = evaluation.attack_queries(
-        encode_fn, variables, batches, anchors, settings, seed=seed, keep=kept.__setitem__
+        encode_fn,
+        variables,
+        lambda start: list(_batches(data, data.query, batch_size))[start:],
+        evaluation.Guides(anchors, None),
+        settings,
+        seed=seed,
+        example_rows=range(len(data.query)),
+        **options,
     )
-    return anchors, result, np.stack([kept[row] for row in range(len(data.query))])
+    return anchors, result, result.examples
 
 
 @pytest.mark.parametrize("name", SUITE)
@@ -180,7 +219,7 @@ def test_attack_queries_is_the_attack_with_a_key_for_each_query(problem, name):
         step_size=2 / 255,
         num_steps=3,
         targeted=settings.targeted,
-        loss=settings.loss,
+        loss=settings.options.get("loss", "focused"),
         alphas=attacks.alpha_schedule(3),
     )
     assert saved.dtype == np.uint8
@@ -218,10 +257,191 @@ def test_an_attack_outside_ball_or_range_is_not_reported(problem, monkeypatch, s
     def attack(encode_fn, variables, images, *_, **__):
         return spoil(images)
 
-    monkeypatch.setitem(attacks.ATTACKS, "mainstay", attack)
+    monkeypatch.setitem(evaluation.ATTACKS, "mainstay", evaluation.Attack(attack))
+    settings = create(attack="mainstay", targeted=False, epsilon=EPSILON)
     with pytest.raises(RuntimeError, match="the attack left the ball of radius 0.0313725 or"):
-        _evaluate(problem, tmp_path, suite={"away": SUITE["away"]})
+        _evaluate(problem, tmp_path, suite={"away": settings})
     assert not (tmp_path / "away.json").exists()
+
+
+# --- every attack ---
+
+
+def _all_aims():
+    return [
+        (name, targeted) for name, attack in evaluation.ATTACKS.items() for targeted in attack.aims
+    ]
+
+
+@pytest.fixture(scope="module")
+def known(problem):
+    """What an attacker knows, with stand-ins for the networks of THA and ProS-GAN."""
+    encode_fn, variables, data, targets = problem
+    generator = generative.Generator(base_width=8)
+    semantics = np.random.default_rng(0).normal(size=(len(data.query), 12)).astype(np.float32)
+    params = generator.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), semantics[:1])["params"]
+
+    def tha(labels):
+        codes = np.where(np.random.default_rng(1).random((len(labels), 8)) < 0.5, -1.0, 1.0)
+        return evaluation.Guides(codes.astype(np.float32), codes)
+
+    def prosgan(labels):
+        codes = tha(labels).theory
+        arrays, static = {"generator_params": params}, {"generator": generator}
+        return evaluation.Guides(semantics, codes, arrays, static)
+
+    learned = {name: evaluation.Learned(f, {}) for name, f in (("tha", tha), ("prosgan", prosgan))}
+    return evaluation.gather_knowledge(
+        encode_fn, variables, data, targets, seed=0, batch_size=16, learned=learned
+    )
+
+
+def _settings(name, targeted, **changes):
+    """An attack with three steps and whatever else it needs."""
+    attack = evaluation.ATTACKS[name]
+    names = inspect.signature(attack.perturb).parameters
+    options = {"num_steps": 3, "step_size": 2 / 255, **changes}
+    options = {k: v for k, v in options.items() if k in names}
+    return create(attack=name, targeted=targeted, epsilon=EPSILON, **options)
+
+
+@pytest.mark.parametrize(("name", "targeted"), _all_aims())
+def test_every_attack_stays_inside_repeats_and_minds_no_batch_mates(problem, known, name, targeted):
+    encode_fn, variables, data, _ = problem
+    settings = _settings(name, targeted)
+    guides = settings.guides(known)
+    images = datasets.load_images(data.query, np.arange(11), image_size=16, resize=None)
+    craft = jax.jit(settings.build(encode_fn, guides))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(3)))(jnp.arange(11))
+
+    def run(rows):
+        rows = np.asarray(rows)
+        return np.asarray(
+            craft(variables, images[rows], guides.rows[rows], keys[rows], **guides.arrays)
+        )
+
+    whole = run(np.arange(11))
+    assert np.abs(whole - images).max() <= EPSILON + 1e-6
+    assert whole.min() >= 0 and whole.max() <= 1 and np.isfinite(whole).all()
+    assert np.abs(whole - images).max() > 1 / 255
+    np.testing.assert_array_equal(run(np.arange(11)), whole)
+    # Others beside it, in another order: the sign of a gradient near zero may differ.
+    mixed = run([7, 2, 2, 9, 0, 10, 3, 3, 3, 1, 8])
+    np.testing.assert_allclose(mixed[[0, 1, 3]], whole[[7, 2, 9]], atol=2 * EPSILON)
+    assert np.mean(np.abs(mixed[[0, 1, 3]] - whole[[7, 2, 9]]) < 1e-4) > 0.99
+
+
+@pytest.mark.parametrize("name", ["noise", "mainstay", "vmi_fgsm", "di_fgsm"])
+def test_what_is_random_hangs_on_the_seed(problem, known, name):
+    settings = _settings(name, False)
+    first, second = (
+        evaluation.attack_queries(
+            *problem[:2],
+            lambda start: _batches(problem[2], problem[2].query, 11),
+            settings.guides(known),
+            settings,
+            seed=seed,
+            example_rows=range(11),
+        ).examples
+        for seed in (0, 1)
+    )
+    assert (first != second).any()
+
+
+def test_theory_is_the_code_an_attack_would_reach(problem, known):
+    own = np.asarray(hamming.binarize(known.soft_codes))
+    train, labels = known.train_codes, known.train_labels
+    for name, targeted, expected in (
+        ("hag", False, -own),
+        ("mainstay", False, -mainstay.mainstay_codes(known.labels, train, labels)),
+        ("mainstay", True, mainstay.mainstay_codes(known.target_labels, train, labels)),
+        ("cgat", True, mainstay.center_codes(known.target_labels, train, labels)),
+        ("sdha", False, -mainstay.consensus_codes(known.labels, train, labels)),
+    ):
+        theory = _settings(name, targeted).guides(known).theory
+        np.testing.assert_array_equal(theory, expected, err_msg=name)
+    assert _settings("noise", False).guides(known).theory is None
+
+
+def test_anchors_have_the_target_labels(known):
+    codes = _settings("p2p", True).guides(known).rows
+    for code, label in zip(codes, known.target_labels, strict=True):
+        same = (known.database_labels == label).all(1)
+        assert (known.database_codes[same] == code).all(1).any()
+
+
+def test_an_attack_that_was_not_learned_is_refused(known):
+    with pytest.raises(ValueError, match=r"attack 'tha' needs a network trained for it"):
+        _settings("tha", True).guides(dataclasses.replace(known, learned={}))
+
+
+def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch):
+    whole = _evaluate(problem, tmp_path / "whole", save_images=True, batch_size=4)
+    folder = tmp_path / "whole"
+    calls = []
+
+    def stop(folder, row, image):
+        calls.append(row)
+        if row == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(records_module, "_save_image", stop)
+    again = functools.partial(_evaluate, problem, tmp_path / "cut", batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        again(save_images=True)
+    assert calls == list(range(7)) and not (tmp_path / "cut" / "away.json").exists()
+    monkeypatch.setattr(records_module, "_save_image", lambda folder, row, image: calls.append(row))
+    calls.clear()
+    made = again(save_images=True)
+    # The first batch is not attacked again; the second, which was cut, is.
+    assert calls[:7] == list(range(4, 11))
+    for name, record in made.items():
+        for field in ("metrics", "curves", "perturbation"):
+            assert record[field] == whole[name][field]
+        with np.load(folder / f"{name}.npz") as a, np.load(tmp_path / "cut" / f"{name}.npz") as b:
+            for array in a:
+                np.testing.assert_array_equal(a[array], b[array])
+    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
+
+
+def test_transfer_is_judged_by_every_model(problem, tmp_path):
+    encode_fn, variables, data, targets = problem
+    short = networks.ConvNet(4, widths=(4,))
+    models = {
+        "long": evaluation.Encoder(encode_fn, variables),
+        "short": evaluation.Encoder(
+            networks.make_encode_fn(short),
+            networks.init_variables(short, jax.random.key(2), image_size=16),
+        ),
+    }
+    run = functools.partial(
+        evaluation.transfer,
+        models,
+        data,
+        SUITE,
+        targets,
+        protocol=PROTOCOL,
+        folder=tmp_path,
+        identities={"long": {"step": 0}, "short": {"step": 0}},
+        batch_size=4,
+    )
+    tables = run()
+    assert tables.keys() == SUITE.keys()
+    for name, table in tables.items():
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == table
+        assert table["matrix"].keys() == table["benign"].keys() == models.keys()
+    alone = _evaluate(problem, tmp_path / "long", batch_size=4)
+    for name, metric in (("away", "map"), ("towards", "t_map")):
+        assert tables[name]["matrix"]["long"]["long"] == alone[name]["metrics"][metric]
+        assert tables[name]["benign"]["long"] == alone["benign"]["metrics"][metric]
+    # Source by source: what is there is not crafted again.
+    path = tmp_path / "away.json"
+    table = json.loads(path.read_text())
+    table["matrix"] = {"long": {"long": -1.0, "short": -1.0}}
+    path.write_text(json.dumps(table))
+    again = run()["away"]["matrix"]
+    assert again["long"] == {"long": -1.0, "short": -1.0}
+    assert again["short"] == tables["away"]["matrix"]["short"]
 
 
 # --- records ---
@@ -246,7 +466,7 @@ def test_records_hold_their_protocol(problem, records):
     assert made["away"]["metrics"].keys() == {"map", "map_8bit", "theory_map"}
     assert made["towards"]["metrics"].keys() == {"t_map", "t_map_8bit", "theory_t_map"}
     for name in SUITE:
-        assert made[name]["settings"] == dataclasses.asdict(SUITE[name])
+        assert made[name]["settings"] == SUITE[name].asdict()
         assert made[name]["targeted"] == SUITE[name].targeted
         assert made[name]["perturbation"]["linf"] <= EPSILON + 1e-6
         assert made[name]["seconds_per_image"] > 0
@@ -327,7 +547,7 @@ def test_finished_records_are_not_made_again(problem, records, monkeypatch):
     def encode(*_, **__):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(evaluation, "encode", encode)
+    monkeypatch.setattr(records_module, "encode", encode)
     again = functools.partial(_evaluate, problem, folder, save_images=True)
     assert again() == first
     # How many images go at once is no part of what is measured.
@@ -369,7 +589,7 @@ def test_rounding_stays_inside_the_ball():
     images = np.array([0.0, 0.5, 1.0, 100 / 255], np.float32)
     epsilon = 7.65 / 255
     adversarial = np.clip(images + np.float32(epsilon), 0, 1)
-    levels = evaluation._round_inside(adversarial, images, epsilon)
+    levels = crafting._round_inside(adversarial, images, epsilon)
     # 7.65 would round to 8 levels; 127.5 + 7.65 = 135.15 to 135.
     np.testing.assert_array_equal(levels, [7, 135, 255, 107])
 

@@ -12,7 +12,7 @@ import saat_jax
 ROOT = pathlib.Path(saat_jax.__file__).parent
 # DESIGN.md, section 2. A new module gets its place here.
 LAYERS = (
-    ("hamming", "parallel", "checkpoints"),
+    ("hamming", "parallel", "checkpoints", "files"),
     (
         "networks",
         "objectives",
@@ -22,7 +22,8 @@ LAYERS = (
         "perturbation",
         "datasets",
     ),
-    ("prototypes", "generative", "defenses"),
+    ("prototypes", "generative"),
+    ("defenses",),
     ("training", "evaluation", "reports"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,5 +1,6 @@
 """Mainstay votes and codes: by hand, by loops, by brute force, and against the papers' code."""
 
+import functools
 import itertools
 
 import jax
@@ -232,3 +233,165 @@ def test_labels_and_codes_of_any_type_give_the_same_votes():
     expected = mainstay.mainstay_votes(*(np.float32(x) for x in (labels, bank, bank_labels)))
     actual = mainstay.mainstay_votes(labels, bank.astype(np.int8), bank_labels)
     np.testing.assert_array_equal(actual, expected)
+
+
+# --- consensus codes (SDHA), centre codes (CgAT), anchor codes (P2P, DHTA) ---
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_consensus_and_center_codes_worked_by_hand(wrap):
+    code_bank = np.array([[1, 1, 1], [1, -1, 1], [-1, 1, 1], [-1, -1, -1]], np.float32)
+    bank_labels = np.array([[1, 0], [1, 1], [0, 0], [0, 0]], np.float32)
+    labels = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    problem = labels, code_bank, bank_labels
+    # [1, 0, 1] less [-1, 0, 0]; the second row less the mean of the others; nothing to compare.
+    votes = wrap(mainstay.center_votes)(*problem)
+    np.testing.assert_allclose(votes, [[2, 0, 1], [4 / 3, -4 / 3, 2 / 3], [0, 0, 0]], rtol=1e-6)
+    for function in (mainstay.consensus_codes, mainstay.center_codes):
+        for ties, tied in [("positive", 1), ("zero", 0)]:
+            codes = wrap(functools.partial(function, ties=ties))(*problem)
+            np.testing.assert_array_equal(codes, [[1, tied, 1], [1, -1, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_consensus_and_centers_match_slow_truth(seed):
+    labels, code_bank, bank_labels = _random_problem(seed)
+    votes, consensus = [], []
+    for label in labels:
+        shares = np.array(reference.relevance(label, bank_labels)) > 0
+        consensus.append(np.sign(code_bank[shares].sum(0)))
+        near, far = code_bank[shares], code_bank[~shares]
+        votes.append(near.mean(0) - far.mean(0) if len(near) and len(far) else 0 * code_bank[0])
+    actual = mainstay.center_votes(labels, code_bank, bank_labels)
+    np.testing.assert_allclose(actual, votes, atol=1e-6)
+    np.testing.assert_array_equal(
+        mainstay.consensus_codes(labels, code_bank, bank_labels, ties="zero"), consensus
+    )
+
+
+def test_center_code_is_zero_where_all_share_a_label():
+    # Soft codes, whose sums round: nothing is left of them all the same.
+    code_bank = np.random.default_rng(0).uniform(-1, 1, (50, 7)).astype(np.float32)
+    codes = mainstay.center_codes(np.ones((1, 2)), code_bank, np.ones((50, 2)))
+    np.testing.assert_array_equal(codes, np.zeros((1, 7)))
+
+
+def test_anchor_codes_worked_by_hand():
+    code_bank = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.int8)
+    bank_labels = np.array([[1, 1], [0, 0], [1, 0], [1, 0]])
+    labels = np.array([[0, 0], [1, 1]], np.float32)
+    # One row each has these labels, however often it is drawn.
+    for num_codes in (1, 9):
+        codes = mainstay.anchor_codes(labels, code_bank, bank_labels, 0, num_codes=num_codes)
+        np.testing.assert_array_equal(codes, [[-1, 1], [1, 1]])
+        assert codes.dtype == np.float32
+    # Both rows of one label: the first bit is tied.
+    for ties, tied in [("positive", 1), ("zero", 0)]:
+        codes = mainstay.anchor_codes(
+            [[1, 0]], code_bank, bank_labels, 0, num_codes=2, replace=False, ties=ties
+        )
+        np.testing.assert_array_equal(codes, [[tied, -1]])
+
+
+def test_anchor_codes_are_drawn_uniformly_with_replacement():
+    # One row of four is positive: the sum of three draws is positive where two or three are.
+    code_bank = np.array([[1], [-1], [-1], [-1]])
+    labels = np.ones((4000, 1))
+    codes = mainstay.anchor_codes(labels, code_bank, np.ones((4, 1)), 5, num_codes=3)
+    expected = 3 * 0.25**2 * 0.75 + 0.25**3
+    # Five standard deviations.
+    atol = 5 * (expected * (1 - expected) / 4000) ** 0.5
+    np.testing.assert_allclose(np.mean(codes > 0), expected, atol=atol)
+
+
+def test_anchor_of_an_example_does_not_depend_on_the_others():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0.0, 1.0], (30, 2))
+    code_bank, bank_labels = rng.choice([-1, 1], (40, 16)), rng.choice([0, 1], (40, 2))
+    whole, again, other = (
+        mainstay.anchor_codes(labels, code_bank, bank_labels, seed) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(whole, again)
+    assert np.any(whole != other)
+    rows = np.array([7, 3, 20])
+    part = mainstay.anchor_codes(labels[rows], code_bank, bank_labels, 0, rows=rows)
+    np.testing.assert_array_equal(part, whole[rows])
+    # Examples of the same labels have draws of their own.
+    assert len(np.unique(whole, axis=0)) > 20
+
+
+def test_anchors_without_candidates_are_refused():
+    code_bank, bank_labels = np.ones((3, 4)), np.array([[1, 0, 1], [1, 0, 1], [0, 0, 1]])
+    labels = [[0, 0, 1], [0, 1, 0]]
+    with pytest.raises(ValueError, match=r"row 1 .* labels \[1\], which 0 .* 1 must.*min_count=1"):
+        mainstay.anchor_codes(labels, code_bank, bank_labels, 0)
+    with pytest.raises(ValueError, match=r"row 8 .* labels \[0, 2\], which 2 .* 3 must"):
+        mainstay.anchor_codes(
+            [[1, 0, 1]], code_bank, bank_labels, 0, rows=[8], num_codes=3, replace=False
+        )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        mainstay.consensus_codes,
+        mainstay.center_codes,
+        lambda *problem, ties: mainstay.anchor_codes(*problem, 0, ties=ties),
+    ],
+)
+def test_unknown_ties_are_refused(function):
+    with pytest.raises(ValueError, match='"positive" or "zero".*\'negative\''):
+        function(*_random_problem(8), ties="negative")
+
+
+@pytest.mark.parametrize("name", golden.names("cgat_center_"))
+def test_golden_cgat_center(name):
+    case = golden.load(name)
+    labels, code_bank, bank_labels = problem = case["y"], case["bank"], case["L"]
+    margin = case["margin64"]
+    bound = case.tolerance("|margin64| >") if "margin64" in case.tolerance_text else 0
+    # The margin is a difference of sums, the votes of means.
+    count = (labels @ bank_labels.T > 0).sum(1, keepdims=True)
+    votes = mainstay.center_votes(*problem) * count * (len(code_bank) - count)
+    np.testing.assert_allclose(votes, margin, rtol=1e-5, atol=bound)
+    codes = np.asarray(mainstay.center_codes(*problem, ties="zero"))
+    clear = (np.abs(margin) > bound) | (bound == 0)
+    np.testing.assert_array_equal(codes[clear], case["code"][clear])
+
+
+def test_golden_formula_cgat_center():
+    formula = golden.formula("cgat_center")
+    problem = [
+        np.array(formula.inputs[key], np.float32)
+        for key in ("labels", "train_codes", "train_labels")
+    ]
+    codes = mainstay.center_codes(*problem, ties="zero")
+    np.testing.assert_array_equal(codes, formula.expected["code"])
+
+
+def _anchors_of(drawn):
+    """Anchors of `[batch, num_codes, num_bits]` codes, all of which are drawn."""
+    batch, num_codes, num_bits = drawn.shape
+    labels = np.eye(batch)
+    return mainstay.anchor_codes(
+        labels,
+        drawn.reshape(-1, num_bits),
+        np.repeat(labels, num_codes, axis=0),
+        0,
+        num_codes=num_codes,
+        replace=False,
+        ties="zero",
+    )
+
+
+def test_golden_dhta_anchor():
+    case = golden.load("dhta_anchor")
+    for number, rows in case.group("idx_n").items():
+        codes = _anchors_of(case["codes"][rows])
+        np.testing.assert_array_equal(codes, case[f"anchor_n{number}"])
+
+
+def test_golden_formula_anchor_code():
+    formula = golden.formula("anchor_code")
+    codes = np.array(formula.inputs["codes"])
+    np.testing.assert_array_equal(_anchors_of(codes[None])[0], formula.expected["anchor"])

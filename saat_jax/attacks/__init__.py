@@ -7,22 +7,24 @@ and `step_size` are in the same units. A non-targeted attack drives the code awa
 `target_codes`, a targeted one towards them.
 """
 
-from collections.abc import Callable
-
-import jax
-
 from saat_jax.attacks.code_losses import CODE_LOSSES as CODE_LOSSES
 from saat_jax.attacks.code_losses import alpha_schedule as alpha_schedule
 from saat_jax.attacks.code_losses import code_loss as code_loss
 from saat_jax.attacks.code_losses import focused_loss as focused_loss
 from saat_jax.attacks.code_losses import mean_loss as mean_loss
+from saat_jax.attacks.descent import bim as bim
+from saat_jax.attacks.descent import fgsm as fgsm
+from saat_jax.attacks.descent import noise as noise
 from saat_jax.attacks.descent import pgd as pgd
 from saat_jax.attacks.descent import project as project
 from saat_jax.attacks.descent import row_keys as row_keys
 from saat_jax.attacks.descent import sign_descent as sign_descent
 from saat_jax.attacks.descent import uniform_noise as uniform_noise
+from saat_jax.attacks.momentum import di_fgsm as di_fgsm
+from saat_jax.attacks.momentum import ni_fgsm as ni_fgsm
+from saat_jax.attacks.momentum import si_ni_fgsm as si_ni_fgsm
+from saat_jax.attacks.momentum import vmi_fgsm as vmi_fgsm
+from saat_jax.attacks.optimized import hag as hag
+from saat_jax.attacks.optimized import sdha as sdha
 from saat_jax.attacks.target_labels import select_target_labels as select_target_labels
 from saat_jax.attacks.target_labels import target_candidates as target_candidates
-
-# The attacks a config may name; each is called like `pgd`.
-ATTACKS: dict[str, Callable[..., jax.Array]] = {"mainstay": pgd}

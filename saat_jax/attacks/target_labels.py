@@ -1,55 +1,89 @@
 """The labels that targeted attacks of a run aim at."""
 
+from typing import Literal
+
 import numpy as np
 
+Protocol = Literal["disjoint", "uniform"]
 
-def target_candidates(labels: np.ndarray, database_labels: np.ndarray) -> list[np.ndarray]:
-    """Lists, for each query, the rows of label vectors that share no label with it.
+
+def _distinct_labels(database_labels: np.ndarray, protocol: Protocol, min_count: int) -> np.ndarray:
+    """The label vectors a protocol draws from, in lexicographic order."""
+    if protocol not in ("disjoint", "uniform"):
+        raise ValueError(f'protocol must be "disjoint" or "uniform", got {protocol!r}')
+    distinct, counts = np.unique(np.asarray(database_labels), axis=0, return_counts=True)
+    kept = counts >= min_count
+    return distinct[kept & distinct.any(axis=1) if protocol == "disjoint" else kept]
+
+
+def target_candidates(
+    labels: np.ndarray,
+    database_labels: np.ndarray,
+    *,
+    protocol: Protocol = "disjoint",
+    min_count: int = 1,
+) -> list[np.ndarray]:
+    """Lists, for each query, the rows of label vectors that it may get as its target.
 
     Args:
         labels: `[num_queries, num_classes]` multi-hot.
         database_labels: `[num_database, num_classes]` multi-hot.
+        protocol: "disjoint" lists the label vectors that share no label with the query, the
+            all-zero vector left out; "uniform" lists all, the all-zero one included.
+        min_count: how often the database must hold a label vector for it to count.
 
     Returns:
         For each query an ascending array of row numbers of the distinct database label
-        vectors in lexicographic order, the all-zero vector left out.
+        vectors in lexicographic order, without those that the protocol or `min_count` leaves
+        out for every query.
+
+    Raises:
+        ValueError: if `protocol` is unknown.
     """
-    distinct = _distinct_labels(database_labels)
+    distinct = _distinct_labels(database_labels, protocol, min_count)
+    if protocol == "uniform":
+        return [np.arange(len(distinct))] * len(labels)
     return [np.flatnonzero(row == 0) for row in np.asarray(labels) @ distinct.T]
 
 
-def _distinct_labels(database_labels: np.ndarray) -> np.ndarray:
-    distinct = np.unique(np.asarray(database_labels), axis=0)
-    return distinct[distinct.any(axis=1)]
-
-
 def select_target_labels(
-    labels: np.ndarray, database_labels: np.ndarray, rng: np.random.Generator
+    labels: np.ndarray,
+    database_labels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    protocol: Protocol = "disjoint",
+    min_count: int = 1,
 ) -> np.ndarray:
-    """Draws for each query a label vector of the database that shares no label with it.
+    """Draws for each query a label vector of the database, by default one it shares nothing with.
 
     Draw once for a run, and let every targeted attack of the run use the same.
 
     Args:
         labels: `[num_queries, num_classes]` multi-hot labels of the queries.
         database_labels: `[num_database, num_classes]` multi-hot.
-        rng: NumPy generator; one draw for each query.
+        rng: NumPy generator; one draw, with replacement, for each query.
+        protocol: "disjoint" as in SAAT, or "uniform" as in ProS-GAN, whose targets may share
+            labels with their queries or have none; see `target_candidates`.
+        min_count: how often the database must hold a label vector for it to count. The
+            releases of ProS-GAN and THA ask of DHTA's targets that they occur more often than
+            the codes of an anchor are many: `num_codes + 1`.
 
     Returns:
         `[num_queries, num_classes]` multi-hot, in the dtype of `database_labels`.
 
     Raises:
-        ValueError: if a query shares a label with every label vector of the database.
+        ValueError: if `protocol` is unknown, or a query has no candidate.
 
     Reference:
-        The "disjoint" protocol of the released SAAT code.
+        The released code of SAAT ("disjoint") and of ProS-GAN ("uniform").
     """
-    candidates = target_candidates(labels, database_labels)
+    candidates = target_candidates(labels, database_labels, protocol=protocol, min_count=min_count)
     hopeless = [query for query, rows in enumerate(candidates) if rows.size == 0]
     if hopeless:
         raise ValueError(
-            f"{len(hopeless)} queries share a label with every label vector of the database, "
-            f"so they have no target (first: query {hopeless[0]}); leave these queries out"
+            f"the database has no label vector for {len(hopeless)} queries by the protocol "
+            f"{protocol!r} with min_count={min_count} (first: query {hopeless[0]}); leave these "
+            "queries out, lower min_count, or take another protocol"
         )
     chosen = [int(rng.choice(rows)) for rows in candidates]
-    return _distinct_labels(database_labels)[chosen]
+    return _distinct_labels(database_labels, protocol, min_count)[chosen]

@@ -81,6 +81,7 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     resize: int | None,
+    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -88,7 +89,7 @@ def eval_batches(
     share = _share(split, batch_size, process_index, process_count)
 
     def rows() -> Iterator[np.ndarray]:
-        yield from _pad(np.arange(len(split)), batch_size)[:, share]
+        yield from _pad(np.arange(len(split)), batch_size)[start_step:, share]
 
     return _batches(split, rows, batch_size // process_count, image_size, resize)
 

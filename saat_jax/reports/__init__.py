@@ -1,8 +1,9 @@
 """Reports: the files a run leaves, as a terminal table, PNG figures and one HTML page.
 
-Reads `config.json`, `models/<model>/metrics.jsonl` and `records/<model>/<attack>.{json,npz}`
-below a work directory. A run may be unfinished: what is there is shown, what is not is named.
-Knows nothing of networks, attacks or devices, and needs neither JAX nor TensorFlow.
+Reads `config.json`, `models/<model>/metrics.jsonl`, `records/<model>/<attack>.{json,npz}`,
+`learned/<model>/<network>/` and `transfer/<attack>.json` below a work directory. A run may be
+unfinished: what is there is shown, what is not is named. Knows nothing of networks, attacks or
+devices, and needs neither JAX nor TensorFlow.
 
 Vocabulary: a *record* is the judgement of one model on one kind of query (`benign`, or the
 name of an attack); *hardening* is what turns the model `pretrained` into any other model.
@@ -10,6 +11,20 @@ name of an attack); *hardening* is what turns the model `pretrained` into any ot
 
 from saat_jax.reports.page import write_report
 from saat_jax.reports.records import load_records
-from saat_jax.reports.tables import summary_table
+from saat_jax.reports.tables import (
+    attack_table,
+    iterations_table,
+    summary_table,
+    terminal_tables,
+    transfer_table,
+)
 
-__all__ = ["load_records", "summary_table", "write_report"]
+__all__ = [
+    "attack_table",
+    "iterations_table",
+    "load_records",
+    "summary_table",
+    "terminal_tables",
+    "transfer_table",
+    "write_report",
+]

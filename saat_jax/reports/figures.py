@@ -1,7 +1,7 @@
 """Charts of a run, as PNG bytes.
 
-Every chart exists for a light and for a dark page, on a transparent ground. Colour tells the
-kind of query, line style the model. Equal input gives equal bytes.
+Every chart exists for a light and for a dark page, on a transparent ground. Colour and mark tell
+the kind of query, line style the model. Equal input gives equal bytes.
 """
 
 import dataclasses
@@ -9,11 +9,17 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from saat_jax.reports.records import Record, Run, display_name, is_benign
+from saat_jax.reports import tables
+from saat_jax.reports.records import Record, Run, display_name, is_benign, is_suite, method
 
 THEMES = {"light": "#1d2126", "dark": "#e4e7eb"}
 # Each has at least 3:1 contrast with white and with the dark page.
-_COLORS = ("#3b82f6", "#df6020", "#9a6ff0", "#17976f", "#d1498b", "#a58100")
+_COLORS = (
+    "#3b82f6", "#df6020", "#9a6ff0", "#17976f", "#d1498b", "#a58100", "#0d93a8", "#e0475b",
+    "#6f8f1f", "#ab7657", "#7f86c9",
+)  # fmt: skip
+# Beside colour, as nobody tells eleven colours apart; none on benign queries.
+_MARKS = ("", "o", "s", "^", "D", "v", "P", "X", "<", "p", ">")
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#858b93"
 
@@ -27,11 +33,15 @@ class Line:
     y: Sequence[float]
     color: str
     dash: str
+    mark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A line chart: its file name, the part of the page it stands in, and what it shows."""
+    """A line chart: its file name, the part of the page it stands in, and what it shows.
+
+    `x_scale` "steps" shows numbers of steps, zero included, on a logarithmic axis.
+    """
 
     name: str
     section: str
@@ -40,6 +50,8 @@ class Chart:
     y_label: str
     lines: list[Line]
     is_fraction: bool
+    x_scale: str = "linear"
+    y_scale: str = "linear"
 
     @property
     def description(self) -> str:
@@ -53,7 +65,9 @@ def make_charts(run: Run) -> list[Chart]:
     charts = [
         *_curve_charts(run, "precision_recall", ("recall", "precision")),
         *_curve_charts(run, "precision_at_n", ("n", "precision")),
+        *_sweep_charts(run),
         *_training_charts(run),
+        *_learned_charts(run),
     ]
     return [chart for chart in charts if chart.lines]
 
@@ -74,21 +88,32 @@ def draw(chart: Chart, *, theme: str) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.55 / width, below / height, 4.0 / width, 2.5 / height))
     for line in chart.lines:
-        is_point = len(line.x) == 1
+        # Marks of lines that run close to each other do not fall on each other.
+        place = chart.lines.index(line) / len(chart.lines)
+        is_curve = len(line.x) > 10
         axes.plot(
             line.x,
             line.y,
             color=line.color,
             linestyle=line.dash,
-            linewidth=1.8,
-            marker="o" if is_point else None,
+            linewidth=1.5 if len(chart.lines) > 4 else 1.8,
+            marker=line.mark or ("o" if len(line.x) == 1 else None),
+            markersize=4.5,
+            markevery=(0.2 * place, 0.2) if is_curve else None,
             label=line.label,
         )
     if chart.is_fraction:
         axes.set_ylim(0, 1.03)
+    axes.set_yscale(chart.y_scale)
+    if chart.x_scale == "steps":
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        ticks = sorted({x for line in chart.lines for x in line.x})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(-0.1, 1.15 * ticks[-1])
     axes.set_xlabel(chart.x_label, color=ink, fontsize=9.5)
     axes.set_ylabel(chart.y_label, color=ink, fontsize=9.5)
-    axes.tick_params(colors=ink, labelsize=9, length=0)
+    axes.tick_params(which="both", colors=ink, labelsize=9, length=0)
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
@@ -111,37 +136,60 @@ def draw(chart: Chart, *, theme: str) -> bytes:
 
 
 def _curve_charts(run: Run, kind: str, axes: tuple[str, str]) -> list[Chart]:
-    """Makes one chart against the queries' own labels and one against the target labels."""
-    attacks = list(dict.fromkeys(record["attack"] for record in run.records))
-    own: list[Line] = []
-    target: list[Line] = []
-    for record in run.records:
-        style = (
-            f"{display_name(record['attack'])}, {record['model']}",
-            _COLORS[attacks.index(record["attack"]) % len(_COLORS)],
-            _DASHES[run.models.index(record["model"]) % len(_DASHES)],
-        )
-        (target if record["targeted"] else own).extend(_line(record, kind, axes, style))
-        if is_benign(record):
-            target.extend(_line(record, f"{kind}_target", axes, style))
+    """Makes one chart against the queries' own labels and one against the target labels.
+
+    With many attacks, every model has its own, and an attack its greatest number of steps.
+    """
     x_label = {"recall": "recall", "n": "N, length of the returned list"}[axes[0]]
     words = {"precision_recall": "Precision and recall", "precision_at_n": "Precision at N"}[kind]
-    return [
-        Chart(
-            f"{kind}{suffix}", "curves", f"{words}, {whose} labels", x_label, axes[1], lines, True
-        )
+    models = list(dict.fromkeys(record["model"] for record in run.records))
+    apart = is_suite(run.records) and len(models) > 1
+    records = tables.most_steps(run.records) if is_suite(run.records) else run.records
+    charts = []
+    for panel in [[model] for model in models] if apart else [models]:
+        own: list[Line] = []
+        target: list[Line] = []
+        for record in (r for r in records if r["model"] in panel):
+            label = display_name(record["attack"])
+            label = label if is_suite(run.records) else f"{label}, {record['model']}"
+            style = _style(run, record)
+            (target if record["targeted"] else own).extend(_line(record, kind, axes, label, style))
+            if is_benign(record):
+                target.extend(_line(record, f"{kind}_target", axes, label, style))
+        owner = f", {panel[0]}" if apart else ""
         for suffix, whose, lines in (
-            ("", "own", own + _base_rate_line(run, own)),
-            ("_target", "target", target),
-        )
-    ]
+            ("", "own", _from_the_top(run, own) + _base_rate_line(run, own)),
+            ("_target", "target", _from_the_top(run, target)),
+        ):
+            name = "_".join([f"{kind}{suffix}", *(panel if apart else [])])
+            title = f"{words}, {whose} labels{owner}"
+            charts.append(Chart(name, "curves", title, x_label, axes[1], lines, True))
+    return charts
+
+
+def _style(run: Run, record: Record) -> dict[str, str]:
+    """Look of a record's line: colour and mark by method, dash by model."""
+    methods = list(dict.fromkeys(method(r) for r in run.records))
+    kind = methods.index(method(record))
+    return {
+        "color": _COLORS[kind % len(_COLORS)],
+        "dash": _DASHES[run.models.index(record["model"]) % len(_DASHES)],
+        "mark": _MARKS[kind % len(_MARKS)] if is_suite(run.records) else "",
+    }
 
 
 def _line(
-    record: Record, kind: str, axes: tuple[str, str], style: tuple[str, str, str]
+    record: Record, kind: str, axes: tuple[str, str], label: str, style: dict[str, str]
 ) -> list[Line]:
     curve = record["curves"].get(kind)
-    return [Line(style[0], curve[axes[0]], curve[axes[1]], *style[1:])] if curve else []
+    return [Line(label, curve[axes[0]], curve[axes[1]], **style)] if curve else []
+
+
+def _from_the_top(run: Run, lines: list[Line]) -> list[Line]:
+    """Sorts many lines so that the legend lists them as they lie in the chart."""
+    if not is_suite(run.records):
+        return lines
+    return sorted(lines, key=lambda line: -sum(line.y) / len(line.y))
 
 
 def _base_rate_line(run: Run, lines: list[Line]) -> list[Line]:
@@ -150,6 +198,27 @@ def _base_rate_line(run: Run, lines: list[Line]) -> list[Line]:
         return []
     ends = [min(min(line.x) for line in lines), max(max(line.x) for line in lines)]
     return [Line("base rate", ends, [rates[0]] * 2, _GREY, ":")]
+
+
+def _sweep_charts(run: Run) -> list[Chart]:
+    """Makes, for each metric, one chart of attacks by their number of steps."""
+    sweeps = tables.sweeps(run.records)
+    charts = []
+    for metric in dict.fromkeys(sweep.metric for sweep in sweeps):
+        lines = []
+        for sweep in sweeps:
+            if sweep.metric == metric:
+                style = _style(run, sweep.record) | {"mark": "o"}
+                name = f"{display_name(sweep.record['attack'])}, {sweep.record['model']}"
+                steps = list(sweep.scores)
+                lines.append(Line(name, steps, list(sweep.scores.values()), **style))
+                if sweep.theory is not None:
+                    ends, level = [steps[0], steps[-1]], [sweep.theory] * 2
+                    lines.append(Line(f"{name}: theory", ends, level, style["color"], ":"))
+        name = f"steps_{metric.replace('@', '_').replace('-', '_').lower()}"
+        title = f"{metric} by the number of steps"
+        charts.append(Chart(name, "steps", title, "steps", metric, lines, True, x_scale="steps"))
+    return charts
 
 
 def _training_charts(run: Run) -> list[Chart]:
@@ -168,6 +237,40 @@ def _training_charts(run: Run) -> list[Chart]:
                     y_label,
                     lines if points else [],
                     is_fraction,
+                )
+            )
+    return charts
+
+
+def _learned_charts(run: Run) -> list[Chart]:
+    """Makes, for each network that an attack trains, charts of its losses and its samples."""
+    charts = []
+    for (model, network), logged in run.learned.items():
+        names = sorted({name for line in logged for name in line})
+        losses = [name for name in names if name.endswith("loss")]
+        for what, shown in (
+            ("losses", sorted(losses, key=lambda name: name != "loss")),
+            ("samples", [name for name in names if name.startswith("sample_")]),
+        ):
+            lines = []
+            for i, name in enumerate(shown):
+                points = _series(logged, name)
+                words = display_name(name.removeprefix("sample_"))
+                look = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+                if points:
+                    lines.append(Line(words, list(points), list(points.values()), *look))
+            positive = all(y > 0 for line in lines for y in line.y)
+            is_log = what == "losses" and positive
+            charts.append(
+                Chart(
+                    f"learned_{model}_{network}_{what}",
+                    "learned",
+                    f"{what.capitalize()} of {display_name(network)} for {model}",
+                    "epoch",
+                    "loss" if what == "losses" else "value",
+                    lines,
+                    False,
+                    y_scale="log" if is_log else "linear",
                 )
             )
     return charts

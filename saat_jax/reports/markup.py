@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -58,6 +59,11 @@ def picture(image: np.ndarray, alt: str, *, max_side: int | None = None) -> str:
     style = ' class="pixels"' if max(canvas.size) <= _MAX_PIXELATED and kind == "png" else ""
     uri = data_uri(f"image/{kind}", buffer.getvalue())
     return f'<img{style} alt="{text(alt)}" src="{uri}">'
+
+
+def picture_file(path: pathlib.Path, alt: str) -> str:
+    """Embeds a PNG file as it is."""
+    return f'<img alt="{text(alt)}" src="{data_uri("image/png", path.read_bytes())}">'
 
 
 def data_uri(mime_type: str, content: bytes) -> str:

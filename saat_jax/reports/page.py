@@ -5,56 +5,15 @@ import os
 import pathlib
 from typing import Any
 
-from saat_jax.reports import figures, gallery, markup, tables
-from saat_jax.reports.records import Run, display_name, load_run
+from saat_jax import files
+from saat_jax.reports import figures, gallery, markup, results, tables
+from saat_jax.reports.records import BASE_MODEL, Run, display_name, is_benign, is_suite, load_run
 from saat_jax.reports.style import CSS
 
 # A chart, and its PNG by theme.
 Drawing = tuple[figures.Chart, dict[str, bytes]]
-_MINUS = "\N{MINUS SIGN}"
-# Per quantity: column head, factor of the shown number, unit, explanation.
-_PERTURBATIONS = {
-    "linf": (
-        "L-inf",
-        255,
-        "/255",
-        "largest change of any colour value of any query, in steps of 1/255",
-    ),
-    "l2": (
-        "L2",
-        1,
-        "",
-        "root of the sum of an image's squared changes, colour values in [0, 1]; mean",
-    ),
-    "mse": ("MSE", 1e4, "e-4", "mean squared change of colour values in [0, 1]"),
-    "psnr": (
-        "PSNR",
-        1,
-        " dB",
-        "peak signal-to-noise ratio of the mean MSE, for a peak of 1; higher is fainter",
-    ),
-    "root_mean_square": (
-        "RMS",
-        1e2,
-        "e-2",
-        'root of the mean MSE; "Per." in the ProS-GAN paper',
-    ),
-    "matrix_norm_linf": (
-        'papers\' "L_inf"',
-        1,
-        "",
-        "what the SAAT paper prints as L_inf. It is a matrix norm of each colour channel, the "
-        "largest sum of absolute changes along one row of pixels; not the largest change of a "
-        "pixel, and it grows with the width of the image",
-    ),
-    "matrix_norm_l2": (
-        'papers\' "L_2"',
-        1,
-        "",
-        "what the SAAT paper prints as L_2. It is a matrix norm of each colour channel, the "
-        "largest singular value of the changes; not their Euclidean length",
-    ),
-}
+# Title, fraction, note.
+Tile = tuple[str, float | None, str]
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -80,39 +39,41 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
         (chart, {theme: figures.draw(chart, theme=theme) for theme in figures.THEMES})
         for chart in figures.make_charts(run)
     ]
-    (workdir / "figures").mkdir(exist_ok=True)
     for chart, images in drawings:
-        _replace(workdir / "figures" / f"{chart.name}.png", images["light"])
-        _replace(workdir / "figures" / f"{chart.name}_dark.png", images["dark"])
+        files.write_bytes(workdir / "figures" / f"{chart.name}.png", images["light"])
+        files.write_bytes(workdir / "figures" / f"{chart.name}_dark.png", images["dark"])
     path = workdir / "report.html"
-    _replace(path, _page(run, drawings).encode())
+    files.write_bytes(path, _page(run, drawings).encode())
     return path
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _page(run: Run, drawings: list[Drawing]) -> str:
-    protocol = run.records[0]["protocol"] if run.records else {}
+    protocol = [*run.records, *run.transfer, {"protocol": {}}][0]["protocol"]
     subject = str(protocol.get("dataset", "unfinished run"))
     if "num_bits" in protocol:
         subject += f", {protocol['num_bits']} bits"
     sections = [
         _header(run, subject),
-        _results(run),
+        results.comparison(run),
+        _charts(
+            "How many steps an attack needs",
+            "No steps: benign queries. The dotted line is theory.",
+            "steps",
+            drawings,
+        ),
+        results.transfer(run),
         gallery.image_grids(run),
         gallery.retrieval_strips(run),
         _charts(
             "Retrieval curves",
-            "Colour tells the kind of query, line style the model.",
+            "Colour and mark tell the attack; lines are listed as they lie, from the top."
+            if is_suite(run.records)
+            else "Colour tells the kind of query, line style the model.",
             "curves",
             drawings,
         ),
-        _perceptibility(run),
         _charts("Training", "", "training", drawings),
+        _learned(run, drawings),
         _settings(run),
     ]
     return (
@@ -127,17 +88,47 @@ def _page(run: Run, drawings: list[Drawing]) -> str:
 
 
 def _header(run: Run, subject: str) -> str:
-    comparison = _headline(run)
     missing = ""
     if run.missing:
         items = "".join(f"<li>{markup.text(item)}</li>" for item in run.missing)
         missing = f'<div class="missing"><p>Not there yet:</p><ul>{items}</ul></div>'
+    question, answer, tiles = _summary(run)
+    shown = "".join(
+        f'<div><dt>{markup.text(title)}</dt><dd class="value">{_big(value)}</dd>'
+        f"<dd>{markup.text(note)}</dd></div>"
+        for title, value, note in tiles
+    )
     return (
         f'<header>\n<p class="kicker">Robustness report: {markup.text(subject)}</p>\n'
-        "<h1>How much does this retrieval system lose under attack, and does training win it "
-        f'back?</h1>\n<p class="lead">{markup.text(_answer(comparison))}</p>\n'
-        f"{_tiles(run, comparison)}\n{missing}</header>"
+        f'<h1>{question}</h1>\n<p class="lead">{markup.text(answer)}</p>\n'
+        f'<dl class="tiles">{shown}</dl>\n{missing}</header>'
     )
+
+
+def _summary(run: Run) -> tuple[str, str, list[Tile]]:
+    """The page in ten seconds: a question, its answer, and at most four numbers."""
+    if run.transfer and not run.records:
+        return "Do attacks carry over from one model to another?", "See the tables below.", []
+    comparison = _headline(run)
+    before = [tables.percent(v, 1) for v in (comparison.clean_before, comparison.attacked_before)]
+    after = [tables.percent(v, 1) for v in (comparison.clean_after, comparison.attacked_after)]
+    question = "How much does this retrieval system lose under attack"
+    balls = [best for best in tables.strongest(run.records) if best.model == BASE_MODEL]
+    if comparison.model is None and is_suite(run.records) and balls and "-" not in before:
+        return (f"{question}?", *_suite_summary(run, max(balls, key=_num_attacks)))
+    question += ", and does training win it back?"
+    if "-" in before:
+        answer = "Not known yet: the pretrained model has not been judged clean and under attack."
+    else:
+        answer = f"An attack takes the system's MAP from {before[0]} to {before[1]}."
+        if "-" in after or not comparison.comparable:
+            answer += " Whether training wins it back is not known yet."
+        else:
+            answer += (
+                f" After adversarial training it leaves {after[1]}, and MAP on clean queries goes "
+                f"from {before[0]} to {after[0]}."
+            )
+    return question, answer, _tiles(run, comparison)
 
 
 def _headline(run: Run) -> tables.Comparison:
@@ -145,94 +136,58 @@ def _headline(run: Run) -> tables.Comparison:
     return next((c for c in comparisons if c.model == "hardened"), comparisons[0])
 
 
-def _answer(comparison: tables.Comparison) -> str:
-    """Answers the page's question in a sentence or two, with the numbers there are."""
-    before = [tables.percent(v, 1) for v in (comparison.clean_before, comparison.attacked_before)]
-    after = [tables.percent(v, 1) for v in (comparison.clean_after, comparison.attacked_after)]
-    if "-" in before:
-        return "Not known yet: the pretrained model has not been judged clean and under attack."
-    answer = f"An attack takes the system's MAP from {before[0]} to {before[1]}."
-    if "-" in after or not comparison.comparable:
-        return f"{answer} Whether training wins it back is not known yet."
-    return (
-        f"{answer} After adversarial training it leaves {after[1]}, and MAP on clean queries goes "
-        f"from {before[0]} to {after[0]}."
-    )
+def _num_attacks(best: tables.Strongest) -> int:
+    return sum(best.num_attacks.values())
 
 
-def _tiles(run: Run, comparison: tables.Comparison) -> str:
+def _suite_summary(run: Run, best: tables.Strongest) -> tuple[str, list[Tile]]:
+    """Answers for many attacks on one model: the strongest of either kind."""
+    benign = next(r for r in run.records if r["model"] == best.model and is_benign(r))
+    sentences, tiles = [], list[Tile]()
+    for key, record in best.attacks.items():
+        title = tables.TITLES[key]
+        clean, attacked = benign["metrics"].get(key), record["metrics"][key]
+        kind = "that steer towards chosen labels" if record["targeted"] else "that drive away"
+        sentences.append(
+            f"Of {best.num_attacks[key]} attacks {kind}, {display_name(record['attack'])} is the "
+            f"strongest: it takes {title} from {tables.percent(clean, 1)} to "
+            f"{tables.percent(attacked, 1)}."
+        )
+        tiles += [
+            (f"Clean {title}", clean, "benign queries"),
+            (f"Attacked {title}", attacked, tables.query_label(record)),
+        ]
+    sentences.append(f"All change colours by at most {best.epsilon:g} of 255 levels.")
+    return " ".join(sentences), tiles
+
+
+def _tiles(run: Run, comparison: tables.Comparison) -> list[Tile]:
     strength = "".join(comparison.attacks) or "not yet known"
     if len(comparison.attacks) > 1:
         strength = f"worst of {len(comparison.attacks)} attacks"
     name = comparison.model or "hardened"
     gain = tables.times(comparison.attacked_before, comparison.attacked_after)
-    cost = tables.points(comparison.clean_before, comparison.clean_after).replace("-", _MINUS)
+    cost = tables.points(comparison.clean_before, comparison.clean_after)
     if not comparison.comparable:
         gain = cost = "measured by another protocol"
     rates = [r["protocol"]["base_rate"] for r in run.records if "base_rate" in r["protocol"]]
     base_rate = f"base rate {tables.percent(rates[0], 1)}" if rates else "pretrained"
-    tiles = (
+    return [
         ("Clean MAP", comparison.clean_before, base_rate),
         ("Attacked MAP", comparison.attacked_before, strength),
         (f"Attacked MAP, {name}", comparison.attacked_after, gain or "not yet known"),
-        (f"Clean MAP, {name}", comparison.clean_after, cost or "not yet known"),
-    )
-    return (
-        '<dl class="tiles">'
-        + "".join(
-            f'<div><dt>{markup.text(title)}</dt><dd class="value">{_big(value)}</dd>'
-            f"<dd>{markup.text(note)}</dd></div>"
-            for title, value, note in tiles
-        )
-        + "</dl>"
-    )
+        (
+            f"Clean MAP, {name}",
+            comparison.clean_after,
+            cost.replace("-", results.MINUS) or "not yet known",
+        ),
+    ]
 
 
 def _big(value: float | None) -> str:
     if value is None:
         return "\N{EN DASH}"
     return tables.percent(value, 1).replace(" %", " <small>%</small>")
-
-
-def _results(run: Run) -> str:
-    if not run.records:
-        return ""
-    models = list(dict.fromkeys(record["model"] for record in run.records))
-    rows = tables.result_rows(run.records)
-    body = ""
-    for i, row in enumerate(rows):
-        if i == 0 or row.metric != rows[i - 1].metric:
-            span = len(models) + 1
-            body += (
-                f'{"</tbody>" if i else ""}<tbody><tr><th scope="rowgroup" colspan="{span}">'
-                f"{markup.text(row.metric)}</th></tr>\n"
-            )
-        cells = "".join(f"<td>{tables.percent(row.values.get(model))}</td>" for model in models)
-        body += f'<tr><th scope="row">{markup.text(row.label)}</th>{cells}</tr>\n'
-    body += "</tbody>" if rows else ""
-    gains = [tables.gain_line(comparison) for comparison in tables.compare(run.records)]
-    heads = "".join(f'<th scope="col">{markup.text(name)}</th>' for name in ("query", *models))
-    return (
-        "<section>\n<h2>Results</h2>\n"
-        + "".join(f'<p class="wide">{markup.text(_sentence(gain))}</p>\n' for gain in gains if gain)
-        + markup.frame(
-            "Retrieval by kind of query and by model. MAP counts items that share a label with "
-            "the query, t-MAP items that share one with the attack's target. Theory: the score "
-            "of the code that the attack steers towards.",
-            heads,
-            body,
-        )
-        + "".join(
-            f'<p class="note wide">{markup.text(_sentence(line))}</p>\n'
-            for line in tables.protocol_lines(run.records)
-        )
-        + "</section>"
-    )
-
-
-def _sentence(line: str) -> str:
-    arrow = line.replace("->", "\N{RIGHTWARDS ARROW}").replace("(-", f"({_MINUS}")
-    return f"{arrow[0].upper()}{arrow[1:]}."
 
 
 def _charts(title: str, note: str, section: str, drawings: list[Drawing]) -> str:
@@ -247,48 +202,39 @@ def _charts(title: str, note: str, section: str, drawings: list[Drawing]) -> str
         f'src="{markup.data_uri("image/png", images["light"])}"></picture></figure>\n'
         for chart, images in shown
     )
+    body = f'<div class="charts">\n{body}</div>\n'
     intro = f"<p>{note}</p>\n" if note else ""
-    return f'<section>\n<h2>{title}</h2>\n{intro}<div class="charts">\n{body}</div>\n</section>'
+    return f"<section>\n<h2>{title}</h2>\n{intro}{body}</section>" if title else body
 
 
-def _perceptibility(run: Run) -> str:
-    measured = [record for record in run.records if record.get("perturbation")]
-    if not measured:
-        return ""
-    found = {name for record in measured for name in record["perturbation"]}
-    # A quantity that is not in the list shows under its own name.
-    known = _PERTURBATIONS | {
-        name: (name, 1, "", "") for name in sorted(found - set(_PERTURBATIONS))
-    }
-    shown = {name: entry for name, entry in known.items() if name in found}
-    rows = [
-        [f"{record['model']}: {tables.query_label(record)}"]
-        + [
-            f"{record['perturbation'][name] * factor:.3g}{unit}"
-            if name in record["perturbation"]
-            else "-"
-            for name, (_, factor, unit, _) in shown.items()
-        ]
-        for record in measured
-    ]
-    heads = ["model: query", *(head for head, *_ in shown.values())]
-    terms = "".join(
-        f"<dt>{markup.text(head)}</dt><dd>{markup.text(words)}.</dd>"
-        for head, _, _, words in shown.values()
-        if words
+def _learned(run: Run, drawings: list[Drawing]) -> str:
+    """Shows how the networks that attacks train came along: newest samples, and curves."""
+    grids = "".join(
+        f"<figure><figcaption>{markup.text(_sample_title(*key, path))}</figcaption>"
+        f"{markup.picture_file(path, _sample_title(*key, path))}</figure>\n"
+        for key, path in run.samples.items()
     )
+    curves = _charts("", "", "learned", drawings)
+    if not grids and not curves:
+        return ""
     return (
-        "<section>\n<h2>Can one see it?</h2>\n"
-        + markup.table(
-            "Size of the change made to the queries, over all attacked queries.", heads, rows
-        )
-        + f'\n<dl class="terms">{terms}</dl>\n</section>'
+        f'<section class="learned">\n<h2>What the attacks learned</h2>\n{grids}{curves}</section>'
+    )
+
+
+def _sample_title(model: str, network: str, path: pathlib.Path) -> str:
+    step = int(path.stem.removeprefix("step_"))
+    return (
+        f"{display_name(network)} for {model} after {step} steps: queries, what it makes of them, "
+        "and the change, magnified 8 times around grey"
     )
 
 
 def _settings(run: Run) -> str:
-    facts = ("seconds_per_image", "step", "device", "version")
-    names = dict.fromkeys(name for r in run.records for name in r.get("settings") or {})
+    facts = ("device", "version")
+    # The comparison shows the other two.
+    found = dict.fromkeys(name for r in run.records for name in r.get("settings") or {})
+    names = [name for name in found if name not in ("num_steps", "epsilon")]
     rows = [
         [f"{record['model']}: {display_name(record['attack'])}"]
         + [_value((record.get("settings") or {}).get(name)) for name in names]
@@ -296,8 +242,13 @@ def _settings(run: Run) -> str:
         for record in run.records
     ]
     heads = ["model: query", *(name.replace("_", " ") for name in (*names, *facts))]
-    caption = "Settings of the attacks; step is the training step of the judged model."
-    table = markup.table(caption, heads, rows) if rows else ""
+    table = ""
+    if rows:
+        table = (
+            "<details><summary>Settings of the attacks</summary>\n"
+            + markup.table("Beside steps and epsilon, see Results.", heads, rows)
+            + "</details>\n"
+        )
     config = ""
     if run.config:
         text = json.dumps(run.config, indent=2, ensure_ascii=False)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ Record = dict[str, Any]
 Examples = dict[str, np.ndarray]
 
 BASE_MODEL = "pretrained"
+# A run with more attacks than this compares attacks; with fewer, models.
+_FEW_ATTACKS = 4
 _RECORD_FIELDS = {"targeted": bool, "metrics": dict, "curves": dict, "protocol": dict}
+_MATRIX_FIELDS = {"metric": str, "benign": dict, "matrix": dict, "protocol": dict}
 _EXAMPLE_ARRAYS = (
     "images",
     "benign_images",
@@ -33,6 +37,9 @@ class Run:
         records: as `load_records` returns them.
         examples: arrays of a few queries, by (model, attack).
         training: logged lines by model, in model order.
+        learned: logged lines of the networks that attacks train, by (model, network).
+        samples: newest sample grid of such a network, as PNG file, by (model, network).
+        transfer: transfer matrices, as `evaluation.transfer` wrote them, non-targeted first.
         config: the run's configuration; empty if the file is missing.
         missing: what an unfinished run has not left yet, in words.
     """
@@ -40,6 +47,9 @@ class Run:
     records: list[Record]
     examples: dict[tuple[str, str], Examples]
     training: dict[str, list[dict[str, Any]]]
+    learned: dict[tuple[str, str], list[dict[str, Any]]]
+    samples: dict[tuple[str, str], pathlib.Path]
+    transfer: list[Record]
     config: dict[str, Any]
     missing: list[str]
 
@@ -75,6 +85,16 @@ def is_benign(record: Record) -> bool:
     return record["attack"] == "benign"
 
 
+def is_suite(records: Sequence[Record]) -> bool:
+    """Tells whether the records are of so many attacks that the attacks are to be compared."""
+    return len({record["attack"] for record in records if not is_benign(record)}) > _FEW_ATTACKS
+
+
+def method(record: Record) -> str:
+    """Names the method of an attack: one for all its settings, and `benign` for no attack."""
+    return str((record.get("settings") or {}).get("attack", record["attack"]))
+
+
 def load_run(workdir: pathlib.Path) -> Run:
     """Reads all files of a run; ValueError names the broken one."""
     records = load_records(workdir)
@@ -91,7 +111,24 @@ def load_run(workdir: pathlib.Path) -> Run:
             examples[record["model"], record["attack"]] = _load_examples(path)
     config_path = workdir / "config.json"
     config = _load_json(config_path) if config_path.exists() else {}
-    run = Run(records, examples, training, config, [])
+    learned = {
+        (path.parts[-3], path.parts[-2]): _load_lines(path)
+        for path in sorted(
+            workdir.glob("learned/*/*/metrics.jsonl"),
+            key=lambda p: (_model_order(p.parts[-3]), p.parts[-2]),
+        )
+    }
+    samples = {}
+    for model, network in learned:
+        grids = (workdir / "learned" / model / network / "samples").glob("step_*.png")
+        if newest := max(grids, key=lambda p: int(p.stem.removeprefix("step_")), default=None):
+            samples[model, network] = newest
+    transfer = [
+        _check({**_load_json(path), "attack": path.stem}, path, _MATRIX_FIELDS)
+        for path in sorted(workdir.glob("transfer/*.json"))
+    ]
+    transfer.sort(key=lambda matrix: matrix["metric"])
+    run = Run(records, examples, training, learned, samples, transfer, config, [])
     return dataclasses.replace(run, missing=_missing(run))
 
 
@@ -101,6 +138,8 @@ def _missing(run: Run) -> list[str]:
     attacks = list(dict.fromkeys(record["attack"] for record in run.records)) or ["benign"]
     models = run.models or [BASE_MODEL]
     missing = [] if run.config else ["the configuration (config.json)"]
+    if run.transfer and not (run.records or run.training):
+        return missing
     missing += [f"the training log of {model}" for model in models if model not in run.training]
     for pair in ((model, attack) for model in models for attack in attacks):
         if pair not in found:
@@ -109,7 +148,7 @@ def _missing(run: Run) -> list[str]:
             missing.append(f"the example images of {pair[0]} on {display_name(pair[1])} queries")
     if attacks == ["benign"]:
         missing.append("the record of an attack")
-    if len(models) == 1:
+    if len(models) == 1 and not is_suite(run.records):
         missing.append("a hardened model")
     return missing
 
@@ -124,17 +163,21 @@ def _model_order(name: str) -> tuple[bool, str]:
 
 
 def _load_record(path: pathlib.Path) -> Record:
-    record = _load_json(path)
-    for field, kind in _RECORD_FIELDS.items():
+    record = _check(_load_json(path), path, _RECORD_FIELDS)
+    expected = {"model": path.parent.name, "attack": path.stem}
+    got = {field: record.get(field) for field in expected}
+    if got != expected:
+        raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
+    return record
+
+
+def _check(record: Record, path: pathlib.Path, fields: Mapping[str, type]) -> Record:
+    for field, kind in fields.items():
         if not isinstance(record.get(field), kind):
             raise ValueError(
                 f"{path}: expected a field {field!r} of type {kind.__name__}, got "
                 f"{record.get(field)!r}; evaluate {path.parent.name} again"
             )
-    expected = {"model": path.parent.name, "attack": path.stem}
-    got = {field: record.get(field) for field in expected}
-    if got != expected:
-        raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
     return record
 
 

@@ -4,11 +4,13 @@ CSS = """
 :root {
   color-scheme: light dark;
   --ground: #ffffff; --ink: #1d2126; --muted: #5a626c; --rule: #e0e3e8; --card: #f5f6f8;
+  --bar: #5b97f0; --track: #eceff3; --heat: 59 130 246;
   --good: #12813f; --bad: #c9252d; --on-mark: #ffffff;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #14171b; --ink: #e4e7eb; --muted: #9aa3ad; --rule: #2e343b; --card: #1c2026;
+    --bar: #3f78cc; --track: #242a31;
     --good: #3fbf76; --bad: #f4686e; --on-mark: #14171b;
   }
 }
@@ -50,7 +52,7 @@ table { border-collapse: collapse; width: 100%; font-size: 0.94rem;
   font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; font-size: 0.9rem; padding: 0 0 0.6rem; }
 /* Where a table is wider than the screen, its caption is not. */
-caption span { display: block; max-width: calc(100vw - 2.2rem); }
+caption span { display: block; max-width: min(63rem, calc(100vw - 2.2rem)); }
 th, td { padding: 0.45rem 0 0.45rem 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); font-weight: 400; vertical-align: baseline; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
@@ -62,7 +64,32 @@ tbody th[scope=rowgroup] { padding-top: 1.3rem; font-weight: 650; text-align: le
 .terms dt { font-weight: 600; }
 .terms dd { margin: 0 0 0.6rem; color: var(--muted); max-width: 44rem; }
 
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
+.scores { font-size: 0.88rem; }
+.scores th, .scores td { padding: 0.3rem 0 0.3rem 1rem; vertical-align: middle; }
+.scores th:first-child { padding-left: 0; text-align: left; }
+.scores tbody th[scope=row] { min-width: 6.5rem; }
+.scores tbody th[scope=rowgroup] { padding-top: 1.3rem; }
+.scores thead th { vertical-align: bottom; line-height: 1.3; }
+.scores tbody th[scope=rowgroup] span { font-weight: 400; color: var(--muted); }
+.scores .word { text-align: left; }
+.scores .best > * { font-weight: 650; }
+.scores .benign { color: var(--muted); }
+.bar > span { position: relative; display: inline-block; width: 7rem; height: 0.85em;
+  margin-left: 0.7rem; vertical-align: -0.08em; border-radius: 2px;
+  background: linear-gradient(var(--bar) 0 0) 0 0 / var(--value) 100% no-repeat var(--track); }
+.benign .bar > span { filter: grayscale(1); }
+.bar > span > span { position: absolute; top: -0.15em; bottom: -0.15em; width: 2px;
+  margin-left: -1px; background: var(--ink); }
+.heat { width: auto; }
+.heat td { min-width: 6rem; padding: 0.5rem 0.9rem; border: 3px solid var(--ground);
+  text-align: center; background: rgb(var(--heat) / calc(var(--value) * 0.6)); }
+.heat th { padding-right: 0.9rem; text-align: center; }
+.heat th:first-child { text-align: left; }
+.heat .own { outline: 2px solid var(--ink); outline-offset: -2px; }
+.learned figure { margin-bottom: 1.5rem; }
+.learned > figure img { width: 100%; max-width: 48rem; image-rendering: pixelated; }
+
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr));
   gap: 2rem 2.5rem; margin-top: 1.5rem; }
 figure { margin: 0; }
 .charts figcaption { font-size: 0.95rem; font-weight: 600; color: var(--ink);
@@ -77,6 +104,11 @@ img { display: block; }
 .grid th:first-child { min-width: 5.5rem; padding: 0 0.5rem 0.5rem 0; font-size: 0.9rem; }
 .grid thead th { vertical-align: bottom; }
 .grid img { width: clamp(3.75rem, 12vw, 8.5rem); border-radius: 2px; }
+
+.compared td { vertical-align: top; }
+.compared img { width: clamp(3.75rem, 9vw, 6.5rem); }
+.compared img + img { margin-top: 3px; }
+.compared thead th { max-width: 7rem; font-size: 0.85rem; }
 
 .query { padding: 1.25rem 0 0.75rem; border-top: 1px solid var(--rule); }
 .query h3 { margin: 0 0 1rem; }

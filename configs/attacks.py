@@ -1,0 +1,140 @@
+r"""Every attack of both papers, side by side on one hashing network.
+
+    python -m launch.main --config configs/attacks.py:digits --workdir runs/attacks
+    python -m launch.main --config configs/attacks.py:small --workdir runs/mine \
+        --config.data.root=FOLDER
+
+Trains the network (as configs/demo.py or configs/lists.py), trains what THA and ProS-GAN need,
+attacks every query by every attack, and prints the tables: SAAT's Table II with its theory
+(Table V), iterations (Table VI) and perceptibility (Table VII).
+
+Variants: "" has the published settings, on list files at 224 pixels: for a GPU. "digits" and
+"small" (list files, 64 pixels) are for a CPU: 300 steps where the papers take 1,500 and 2,000,
+and PrototypeNets and generators of a quarter of the width, trained for fewer steps. "smoke" is
+"digits" with a few images and steps.
+
+Not yet run.
+"""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import demo, lists
+
+_VARIANTS = ("", "digits", "small", "smoke")
+
+
+def published_attacks() -> dict[str, dict[str, Any]]:
+    """The attacks of SAAT's Tables II and VI, and uniform noise, with their settings."""
+    away = dict(targeted=False, epsilon=8 / 255)
+    towards = dict(targeted=True, epsilon=8 / 255)
+    mainstay = dict(
+        attack="mainstay", step_size=1 / 255, num_steps=100, loss="focused", anneal=True,
+        random_start=True,
+    )  # fmt: skip
+    # SAAT's settings of P2P and DHTA; their ball is 0.032, not 8 / 255 = 0.0314.
+    anchor = dict(
+        targeted=True, epsilon=0.032, step_size=1 / 255, num_steps=2000, loss="mean", anneal=True,
+        random_start=False, update="sign",
+    )  # fmt: skip
+    return {
+        "noise": dict(away, attack="noise"),
+        "hag": dict(away, attack="hag", num_steps=2000, anneal=True, learning_rate=100.0),
+        "sdha": dict(away, attack="sdha", num_steps=1500, anneal=True, learning_rate=0.01),
+        "mainstay": dict(away, **mainstay),
+        **{f"mainstay_{t}": dict(away, **mainstay | dict(num_steps=t)) for t in (1, 10, 50)},
+        "noise_targeted": dict(towards, attack="noise"),
+        "p2p": dict(anchor, attack="p2p"),
+        "dhta": dict(anchor, attack="dhta"),
+        # No ball: only the reconstruction loss keeps its images near. A number projects them.
+        "prosgan": dict(attack="prosgan", targeted=True, epsilon=config_dict.placeholder(float)),
+        "tha": dict(
+            towards,
+            attack="tha",
+            step_size=1 / 255,
+            num_steps=100,
+            loss="mean",
+            anneal=True,
+            random_start=False,
+        ),  # fmt: skip
+        "mainstay_targeted": dict(towards, **mainstay),
+    }
+
+
+def published_learners() -> dict[str, dict[str, Any]]:
+    """The networks that THA and ProS-GAN train for each model, as released."""
+    prototypes = dict(
+        num_epochs=100,
+        steps_per_epoch=300,
+        schedule=dict(name="milestones", learning_rate=1e-4),
+        optimizer=dict(name="adam", beta1=0.5),
+        hidden_width=4096,
+        evaluate_every=100,
+        log_every=100,
+        checkpoint_every=3000,
+    )
+    return {
+        "tha": dict(prototypes, batch_size=128, options=dict(pairs="circle", softplus=True)),
+        "prosgan_prototypes": dict(
+            prototypes, batch_size=64, options=dict(pairs="likelihood", reduction="mean")
+        ),
+        "prosgan": dict(
+            num_epochs=100,
+            batch_size=24,
+            schedule=dict(name="half_linear", learning_rate=1e-4),
+            optimizer=dict(name="adam", beta1=0.5),
+            base_width=64,
+            # False is the ablation ProS-GAN1; options.hash_weight=0 is the ablation GAN.
+            class_nodes=True,
+            # True shows the generator a HashNet with tanh's last scale, as released.
+            training_scale=False,
+            evaluate_every=5,
+            log_every=20,
+            checkpoint_every=500,
+            options=dict(
+                # 100 for FLICKR-25K, 50 for NUS-WIDE and MS-COCO.
+                reconstruction_weight=50.0,
+                reconstruction="mse",
+                hash_weight=5.0,
+                hash_loss="linear",
+                discriminator_every=3,
+            ),
+        ),
+    }
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is one of `_VARIANTS`."""
+    if variant not in _VARIANTS:
+        raise ValueError(
+            f"unknown variant {variant!r} of configs/attacks.py; expected one of {_VARIANTS}"
+        )
+    bases = {
+        "": lambda: lists.get_config(),
+        "digits": lambda: demo.get_config(),
+        "small": lambda: lists.get_config("small"),
+        "smoke": lambda: demo.get_config("smoke"),
+    }
+    config = bases[variant]()
+    config.task = "compare_attacks"
+    config.attacks = published_attacks()
+    config.learned = published_learners()
+    if variant:
+        for name in ("hag", "sdha", "p2p", "dhta"):
+            config.attacks[name].num_steps = 300
+        for name in ("tha", "prosgan_prototypes"):
+            config.learned[name].update(num_epochs=10, hidden_width=1024)
+            config.learned[name].schedule.learning_rate = 1e-3
+        config.learned.prosgan.update(num_epochs=20, base_width=16)
+        config.learned.prosgan.schedule.learning_rate = 1e-3
+    if variant == "smoke":
+        for settings in config.attacks.values():
+            if "num_steps" in settings:
+                settings.num_steps = min(settings.num_steps, 3)
+        for stage in config.learned.values():
+            stage.update(num_epochs=1, batch_size=16)
+            if "steps_per_epoch" in stage:
+                stage.steps_per_epoch = 4
+    return config

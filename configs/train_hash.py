@@ -1,0 +1,124 @@
+r"""Hash training with every objective on every network, in the protocols of both papers.
+
+    python -m launch.main --config configs/train_hash.py:flickr25k,hashnet,vgg11,32 \
+        --workdir runs/hashnet --config.data.root=FOLDER --config.model.weights=vgg11.pth
+
+The variant is DATASET,OBJECTIVE,NETWORK,BITS or DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL:
+
+DATASET    flickr25k (38 classes), nuswide (21), coco (80), or lists for any other. The papers'
+           splits are in SPEC 1.1. FOLDER holds their lists (see README, "Your own images"); the
+           name only tells which foreign beginning of paths HashNet's lists have.
+OBJECTIVE  csq, dph, dpn, dpsh, hashnet, hswd, orthohash. Its options, --config.objective.NAME=,
+           are in `_options` below and in docs/models.md.
+NETWORK    alexnet, vgg11 ... vgg19, vgg11_bn ... vgg19_bn, resnet18 ... resnet152 at 224 pixels;
+           or convnet at 64 pixels with Adam, a cosine and 30 epochs, for a CPU.
+BITS       code length.
+PROTOCOL   saat, the default, or prosgan: the two papers' optimizers, judging, and what their
+           released code does differently.
+
+The papers start from ImageNet's weights. Nothing is downloaded here; torchvision writes them:
+
+    python -c "import torch, torchvision.models as m; \
+        torch.save(m.vgg11(weights='IMAGENET1K_V1').state_dict(), 'vgg11.pth')"
+
+With --config.task=chain the network is hardened and attacked too, as in configs/lists.py.
+
+Run on 2 CPU cores: one epoch of each objective with convnet and 32 bits on 5,600 canvases of
+CIFAR-10 photos, which shows that it trains, and no more. Whole runs and 224 pixels: not yet run.
+"""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import lists
+
+# Beginnings of paths in HashNet's lists, whose images are then looked for in the folder.
+_REMAP = {
+    "flickr25k": (),
+    "nuswide": ("./data/nuswide_81/=",),
+    "coco": ("/home/caozhangjie/run-czj/dataset/coco/=",),
+    "lists": (),
+}
+_OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
+_NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
+# SPEC 2.1, 3.1, 3.3, 3.4 and 7.1.
+_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "saat": dict(
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        input_norm=True,
+        # Which is 10 / num_bits.
+        slope=None,
+        known_labels=False,
+        k=5000,
+    ),
+    "prosgan": dict(
+        learning_rate=0.05,
+        momentum=0.0,
+        weight_decay=1e-5,
+        input_norm=False,
+        slope=0.1,
+        known_labels=True,
+        k=None,
+    ),
+}
+
+
+def _options(objective: str, *, slope: float | None, known_labels: bool) -> dict[str, Any]:
+    """The options of an objective: what its `make_...` in saat_jax/objectives takes."""
+    bank = dict(known_labels=known_labels)
+    # References, here and below, since a mere None could not be set to a number.
+    hashnet = dict(slope=config_dict.FieldReference(slope, float), scale_quirk=False, **bank)
+    options: dict[str, dict[str, Any]] = {
+        "csq": dict(quantization_weight=0.05, random_centers=False),
+        "dph": bank,
+        "dpn": dict(margin=1.0),
+        "dpsh": dict(eta=50.0, normalizer="bank", **bank),
+        "hashnet": hashnet,
+        "hswd": dict(wasserstein_weight=0.1, **hashnet),
+        "orthohash": dict(margin=0.2, scale=8.0),
+    }
+    return options[objective]
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is as the head of this file says."""
+    words = variant.split(",")
+    known = (tuple(_REMAP), _OBJECTIVES, _NETWORKS, None, tuple(_PROTOCOLS))
+    fits = len(words) in (4, 5) and all(
+        word in choices if choices else word.isdecimal() and int(word) > 0
+        for word, choices in zip(words, known, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"unknown variant {variant!r} of configs/train_hash.py; expected "
+            "DATASET,OBJECTIVE,NETWORK,BITS or DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL such as "
+            f'"flickr25k,hashnet,vgg11,32"; DATASET: {" ".join(_REMAP)}; '
+            f"OBJECTIVE: {' '.join(_OBJECTIVES)}; NETWORK: {' '.join(_NETWORKS)}; "
+            f"BITS: a number from 1; PROTOCOL: {' '.join(_PROTOCOLS)}"
+        )
+    dataset, objective, network, bits, protocol = (*words, "saat")[:5]
+    values = _PROTOCOLS[protocol]
+    config = lists.get_config("small" if network == "convnet" else "")
+    config.task = "train_hash"
+    config.data.remap = _REMAP[dataset]
+    config.model.update(name=network, num_bits=int(bits), input_norm=values["input_norm"])
+    # SPEC 2.3: ProS-GAN has networks of its own for HashNet.
+    normal = network in _RESNETS or (protocol, objective) == ("prosgan", "hashnet")
+    config.model.hash_init = "normal" if normal else "torch"
+    # "bfloat16" halves the memory of activations; parameters and codes stay float32.
+    config.model.dtype = "float32"
+    options = _options(objective, slope=values["slope"], known_labels=values["known_labels"])
+    config.objective = dict(name=objective, **options)
+    if network != "convnet":
+        config.pretrain.schedule.learning_rate = values["learning_rate"]
+        config.pretrain.optimizer.update(
+            momentum=values["momentum"], weight_decay=values["weight_decay"]
+        )
+    config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
+    return config

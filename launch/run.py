@@ -1,0 +1,238 @@
+"""A run: a config, its folder and its data.
+
+<workdir>/config.json                     the settings as run
+<workdir>/targets.npz                     target labels of the queries, drawn once
+<workdir>/models/<model>/                 checkpoints, metrics.jsonl, TensorBoard's files
+<workdir>/learned/<model>/<network>/      the same of networks trained to attack that model
+<workdir>/records/<model>/<attack>.json   what `evaluation.evaluate` writes
+<workdir>/transfer/<attack>.json          what `evaluation.transfer` writes
+<workdir>/report.html                     what `reports.write_report` makes of it all
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from saat_jax import (
+    attacks,
+    checkpoints,
+    datasets,
+    defenses,
+    evaluation,
+    files,
+    networks,
+    objectives,
+    training,
+)
+
+Config = dict[str, Any]
+
+
+class Run:
+    """A config, its folder and its data, checked before any work is done.
+
+    Args:
+        config: plain nested dict, as `configs/` make it.
+        workdir: folder of the run.
+        data: the config's data, if they are loaded already.
+
+    Raises:
+        ValueError: if the data or a setting of the config is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: str | pathlib.Path,
+        data: datasets.Dataset | None = None,
+    ):
+        self.config = config
+        self.workdir = pathlib.Path(workdir).absolute()
+        _check_numbers(config)
+        model = self.network(config["model"])
+        self.objective = objectives.create_objective(**config["objective"])
+        for stage in (config["pretrain"], *config["defenses"].values()):
+            _, optimizer = make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
+        for stage in config["defenses"].values():
+            make_update = look_up(defenses.DEFENSES, stage["name"], "defence")
+            make_update(model, self.objective, optimizer, seed=0, **stage["options"])
+        self.protocol = evaluation.Protocol(
+            **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
+        )
+        self.suite = {
+            name: evaluation.AttackSettings.create(**settings)
+            for name, settings in config["attacks"].items()
+        }
+        self.data = data or _load_data(config)
+        # One image's state tells whether bits and classes suit the objective.
+        self.first_objective_state(self.data.train.labels[:1])
+        for warning in self.data.warnings:
+            print(f"note: {warning}")
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.target_labels = self._target_labels()
+
+    # The fingerprint reads every pixel held in memory: once is enough.
+    @functools.cached_property
+    def identity(self) -> Config:
+        """What every stage of the run has in common: another value is another run."""
+        return {
+            "model": self.config["model"],
+            "objective": self.config["objective"],
+            "seed": self.config["seed"],
+            "precision": self.config["precision"],
+            # Last, as other settings make other data: their names say more.
+            "data": self.data.fingerprint(),
+        }
+
+    def other(self, workdir: str) -> "Run":
+        """Another run on the same data, to be attacked as this config says.
+
+        Raises:
+            ValueError: if there is none in the folder, or its data or seed are not this run's.
+        """
+        path = pathlib.Path(workdir) / "config.json"
+        if not path.is_file():
+            raise ValueError(f"no run in {workdir!r}: {path} is missing; name a run's --workdir")
+        config = json.loads(path.read_text())
+        mine = {name: self.config[name] for name in ("data", "seed", "precision")}
+        training.check_identity(config, mine, path.parent)
+        ours = {name: self.config[name] for name in ("attacks", "learned", "evaluation")}
+        return Run({**config, **ours}, workdir, self.data)
+
+    def accept(self) -> None:
+        """Stores the config: it fits what the folder holds."""
+        files.write_json(self.workdir / "config.json", self.config)
+
+    def network(self, model: Config) -> nn.Module:
+        """The network of a "model" section."""
+        options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights")}
+        return networks.create_network(model["name"], num_bits=model["num_bits"], **options)
+
+    def first_objective_state(self, labels: np.ndarray) -> objectives.State:
+        """The objective's state before training on images with these labels."""
+        # A number that no update folds into the same seed: no step, nor its complement.
+        rng = jax.random.fold_in(jax.random.key(self.config["seed"]), 2**31)
+        return self.objective.init(rng, labels, self.config["model"]["num_bits"])
+
+    def folder(self, model: str) -> pathlib.Path:
+        """Where a model's checkpoints and metrics are."""
+        return self.workdir / "models" / model
+
+    def batches(self, split: datasets.Split) -> Any:
+        """A split in row order, in batches for evaluation."""
+        return datasets.eval_batches(
+            split,
+            batch_size=self.config["evaluation"]["batch_size"],
+            image_size=self.data.image_size,
+            resize=self.data.resize,
+        )
+
+    def encode(
+        self, encode_fn: networks.EncodeFn, variables: Any, split: datasets.Split
+    ) -> np.ndarray:
+        """The codes of a split."""
+        return evaluation.encode(encode_fn, variables, self.batches(split), size=len(split))
+
+    def _target_labels(self) -> np.ndarray:
+        """The targets of the run, drawn once and stored."""
+        path = self.workdir / "targets.npz"
+        protocol = self.protocol.targets
+        made_for = f"{self.identity['data']} seed {self.config['seed']} {protocol}"
+        if path.is_file():
+            with np.load(path) as file:
+                if str(file["made_for"]) == made_for:
+                    return file["target_labels"]
+        rng = np.random.default_rng(self.config["seed"])
+        labels = attacks.select_target_labels(
+            self.data.query.labels,
+            self.data.database.labels,
+            rng,
+            protocol=protocol,
+        )
+        files.write_arrays(path, {"target_labels": labels, "made_for": np.array(made_for)})
+        return labels
+
+    def load_model(self, name: str) -> tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]:
+        """Reads a trained model: (encode_fn, variables, the checkpoint they are from).
+
+        Raises:
+            ValueError: if it has not been trained to its end in this folder, or was trained
+                with other data or settings than this run's.
+        """
+        folder = self.folder(name) / "checkpoints"
+        with checkpoints.CheckpointFolder(folder, read_only=True) as saved:
+            latest = saved.record()
+            if latest is None or latest["step"] < latest["num_steps"]:
+                task = "train_hash" if name == "pretrained" else "harden"
+                done = f"step {latest['step']} of {latest['num_steps']}" if latest else "nothing"
+                raise ValueError(
+                    f"model {name!r} is not trained: {folder} holds {done}; run the task "
+                    f"{task!r} with this --workdir"
+                )
+            training.check_identity(latest["identity"], self.identity, folder)
+            found = saved.restore(best=self.config["evaluation"]["checkpoint"] == "best")
+        if found is None:
+            raise ValueError(f"{folder} holds no best checkpoint; use evaluation.checkpoint=latest")
+        state = found.state
+        variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+        encode_fn = networks.make_encode_fn(self.network(found.record["model"]))
+        # On the device once, not with every batch.
+        return encode_fn, jax.device_put(variables), found
+
+
+def _load_data(config: Config) -> datasets.Dataset:
+    remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
+    return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
+
+
+def make_optimizer(
+    stage: Config, *, num_epochs: int, steps_per_epoch: int
+) -> tuple[training.Schedule, optax.GradientTransformation]:
+    """The learning rate by step, and the optimizer, of a training stage."""
+    schedule = training.make_schedule(
+        **stage["schedule"], num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+    )
+    num_steps = num_epochs * steps_per_epoch
+    return schedule, training.make_optimizer(
+        **stage["optimizer"], schedule=schedule, num_steps=num_steps
+    )
+
+
+def look_up(table: dict[str, Any], name: str, what: str) -> Any:
+    """An entry of a table; ValueError lists the names if there is none."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; expected one of {sorted(table)}")
+    return table[name]
+
+
+def _stages(config: Config) -> dict[str, Config]:
+    """The sections that train something, by their place in the config."""
+    return {
+        "pretrain": config["pretrain"],
+        **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
+        **{f"learned.{name}": stage for name, stage in config.get("learned", {}).items()},
+    }
+
+
+def _check_numbers(config: Config) -> None:
+    """Refuses counts that would fail only after hours of work."""
+    stages = _stages(config)
+    for section, values in {**stages, "evaluation": config["evaluation"]}.items():
+        for name, value in values.items():
+            counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
+            if (counts or name == "batch_size") and value < 1:
+                raise ValueError(f"{section}.{name} must be at least 1, got {value}")
+    devices = jax.device_count()
+    for section, values in stages.items():
+        if (rows := values["batch_size"]) % devices:
+            raise ValueError(
+                f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"
+            )
+    if (checkpoint := config["evaluation"]["checkpoint"]) not in ("latest", "best"):
+        raise ValueError(f'evaluation.checkpoint must be "latest" or "best", got {checkpoint!r}')

@@ -1,0 +1,189 @@
+"""What all training updates share: their state, the keys of a step, the inner attack."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from saat_jax import attacks, networks, objectives
+
+Array = jax.Array
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+AttackMode = Literal["train", "eval"]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes, and nothing else.
+
+    Attributes:
+        step: int32 number of updates done.
+        params: the network's parameters.
+        batch_stats: its running statistics; empty if it has none.
+        opt_state: the optimizer's state, over the parameters of network and objective.
+        objective: what the objective remembers.
+        code_bank: bank of codes for the votes of SAAT and CgAT; None in other training.
+        defense: what else the defence remembers; ATRDH's `AtrdhState`.
+    """
+
+    step: Array
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: chex.ArrayTree
+    objective: objectives.State
+    code_bank: objectives.CodeBank | None = None
+    defense: Any = None
+
+
+UpdateFn = Callable[..., tuple[TrainState, Metrics]]
+
+
+def init_state(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    objective: objectives.State,
+    code_bank: objectives.CodeBank | None = None,
+) -> TrainState:
+    """The state before the first update."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init((variables["params"], objective.params)),
+        objective=objective,
+        code_bank=code_bank,
+    )
+
+
+def training_pass(seed: int, step: Array, batch: Batch, axis_name: str | None) -> networks.Training:
+    """Keys that depend on the seed, the step and the image alone, so that any restart and any
+    number of devices draws the same.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(batch["index"])
+    return networks.Training(keys, batch["mask"], axis_name)
+
+
+def next_pass(training: networks.Training, number: int | Array) -> networks.Training:
+    """The same rows with fresh keys, for another forward pass of the same step."""
+    fold = jax.vmap(lambda key: jax.random.fold_in(key, number))
+    return dataclasses.replace(training, keys=fold(training.keys))
+
+
+def loss_context(seed: int, step: Array, batch: Batch, axis_name: str) -> objectives.Context:
+    """What the objective must know of the step; its key is that of no image."""
+    # The complement: a number that no step folds in.
+    rng = jax.random.fold_in(jax.random.key(seed), ~step)
+    return objectives.Context(batch["mask"], rng, axis_name)
+
+
+def all_rows(axis_name: str, *arrays: Array) -> tuple[Array, ...]:
+    """Gathers the rows of all devices, in the order of the global batch."""
+    return lax.all_gather(lax.stop_gradient(arrays), axis_name, tiled=True)
+
+
+def apply_gradients(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    gradients: chex.ArrayTree,
+    objective: objectives.State,
+    **changes: Any,
+) -> TrainState:
+    """The next state; gradients are those of the network's and of the objective's parameters."""
+    before = state.params, state.objective.params
+    updates, opt_state = optimizer.update(gradients, state.opt_state, before)
+    params, objective_params = optax.apply_updates(before, updates)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        objective=dataclasses.replace(objective, params=objective_params),
+        **changes,
+    )
+
+
+def make_inner_attack(
+    model: nn.Module,
+    *,
+    targeted: bool,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    attack_mode: AttackMode,
+    loss: str = "mean",
+) -> Callable[..., tuple[Array, tuple[chex.ArrayTree, objectives.State]]]:
+    """Builds the attack within an update: sign descent from a random start.
+
+    Args:
+        model: a hash network.
+        targeted: whether to approach the target codes rather than to leave them.
+        epsilon: radius of the ball in units of [0, 1].
+        step_size: length of a step, in the same units.
+        num_steps: number of steps; the passes 0 to `num_steps` of `next_pass` are its own.
+        attack_mode: "train" runs the network with dropout and batch statistics, and feeds the
+            running statistics; "eval" uses the latter.
+        loss: the code loss.
+
+    Returns:
+        `attack(params, batch_stats, counted, target_codes, batch, training)`, which returns
+        (images, (running statistics, counted)). `counted` is what `objectives.next_forward`
+        counts passes in training mode by; a `State()` keeps the tanh scale at 1.
+
+    Raises:
+        ValueError: if a name is unknown or a size negative.
+    """
+    if attack_mode not in ("train", "eval"):
+        raise ValueError(f'attack_mode must be "train" or "eval", got {attack_mode!r}')
+    if epsilon < 0 or num_steps < 0:
+        raise ValueError(
+            f"epsilon and num_steps must not be negative, got {epsilon:.6g} and {num_steps}"
+        )
+    attack_loss = attacks.code_loss(loss, targeted=targeted)
+
+    def attack(
+        params: chex.ArrayTree,
+        batch_stats: chex.ArrayTree,
+        counted: objectives.State,
+        target_codes: Array,
+        batch: Batch,
+        training: networks.Training,
+    ) -> tuple[Array, tuple[chex.ArrayTree, objectives.State]]:
+
+        def loss_fn(images: Array, step: Array, carry: Any) -> tuple[Array, Any]:
+            batch_stats, counted = carry
+            mode: networks.Training | None = None
+            alpha: Array | float = 1.0
+            if attack_mode == "train":
+                mode = next_pass(training, step)
+                counted, alpha = objectives.next_forward(counted)
+            codes, batch_stats = networks.forward(model, params, batch_stats, images, mode, alpha)
+            loss = jnp.sum(attack_loss(codes, target_codes) * batch["mask"])
+            return loss, (batch_stats, counted)
+
+        start = batch.get("start")
+        if start is None:
+            noise = attacks.uniform_noise(
+                next_pass(training, num_steps).keys, batch["image"], epsilon=epsilon
+            )
+            start = batch["image"] + noise
+        return attacks.sign_descent(
+            loss_fn,
+            batch["image"],
+            start,
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            carry=(batch_stats, counted),
+        )
+
+    return attack

@@ -1,0 +1,231 @@
+"""SAAT's adversarial training, and the minimax update that it shares with CgAT."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from saat_jax import attacks, hamming, mainstay, networks, objectives
+from saat_jax.defenses.common import (
+    AttackMode,
+    Batch,
+    Metrics,
+    TrainState,
+    UpdateFn,
+    all_rows,
+    apply_gradients,
+    init_state,
+    loss_context,
+    make_inner_attack,
+    next_pass,
+    training_pass,
+)
+
+Array = jax.Array
+
+
+def init_minimax_state(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    objective: objectives.State,
+    code_bank: objectives.CodeBank,
+    database_labels: np.ndarray,
+    rng: Array,
+) -> TrainState:
+    """The state before the first update of SAAT or CgAT.
+
+    Args:
+        variables: of the pretrained network.
+        optimizer: an optax transformation.
+        objective: what the objective remembers of pretraining; its bank, if it has one, is set
+            to the code bank.
+        code_bank: codes in {-1, +1} and labels of the training images.
+        database_labels: not used.
+        rng: not used.
+    """
+    del database_labels, rng
+    if objective.bank is not None:
+        objective = dataclasses.replace(objective, bank=code_bank)
+    return init_state(variables, optimizer, objective, code_bank)
+
+
+def make_minimax_update(
+    model: nn.Module,
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    anchors: Callable[[Array, objectives.CodeBank], Array],
+    *,
+    seed: int,
+    num_steps: int,
+    adversarial_weight: float,
+    quantization_weight: float,
+    bank: Literal["aliased", "soft", "sign"],
+    **attack_options: Any,
+) -> UpdateFn:
+    """Builds the update of training against an attack that flees anchor codes.
+
+    Anchor codes of the batch; the inner attack away from them; a forward pass of the
+    adversarial and one of the benign images; the benign codes written to the code bank on
+    every device; anchor codes again; and the loss
+    `objective + adversarial_weight * adversarial + quantization_weight * quantization`.
+
+    Args:
+        model: a hash network.
+        objective: from `objectives.create_objective`.
+        optimizer: an optax transformation.
+        anchors: maps (`[batch, num_classes]` labels, code bank) to `[batch, num_bits]` codes.
+        seed: of random starts, dropout and the objective's noise.
+        num_steps: number of steps of the inner attack.
+        adversarial_weight: of the agreement of adversarial and anchor codes, negated.
+        quantization_weight: of the adversarial codes' quantisation.
+        bank: what the code bank is given: "sign" codes; "soft" codes; or codes, which after
+            the step the objective's soft codes overwrite if it has a bank, "aliased".
+        **attack_options: further keyword arguments of `make_inner_attack`.
+    """
+    attack = make_inner_attack(model, targeted=False, num_steps=num_steps, **attack_options)
+
+    def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
+        old_bank = state.code_bank
+        if old_bank is None:
+            raise ValueError("hardening needs a code_bank in its state; see init_minimax_state")
+        training = training_pass(seed, state.step, batch, axis_name)
+        context = loss_context(seed, state.step, batch, axis_name)
+        count = lax.psum(jnp.sum(batch["mask"]), axis_name)
+        target_codes = anchors(batch["label"], old_bank)
+        adversarial, (attacked_stats, _) = attack(
+            state.params, state.batch_stats, objectives.State(), target_codes, batch, training
+        )
+        counted = state.objective
+        adversarial_alpha: Array | float = 1.0
+        benign_alpha: Array | float = 1.0
+        if objective.scale_quirk:
+            counted = dataclasses.replace(counted, scale=jnp.ones_like(counted.scale))
+            counted, adversarial_alpha = objectives.next_forward(counted)
+            counted, benign_alpha = objectives.next_forward(counted)
+
+        def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
+            first, second = (next_pass(training, num_steps + number) for number in (1, 2))
+            adversarial_codes, batch_stats = networks.forward(
+                model, params, attacked_stats, adversarial, first, adversarial_alpha
+            )
+            soft_codes, batch_stats = networks.forward(
+                model, params, batch_stats, batch["image"], second, benign_alpha
+            )
+            all_codes, labels, index, mask = all_rows(
+                axis_name, soft_codes, batch["label"], batch["index"], batch["mask"]
+            )
+            written = all_codes if bank == "soft" else hamming.binarize(all_codes)
+            code_bank = objectives.update_bank(old_bank, written, labels, index)
+            new = dataclasses.replace(counted, params=objective_params)
+            new = objectives.update_state(new, all_codes, labels, index, mask)
+            terms = {
+                "objective_loss": objective.loss(new, soft_codes, batch["label"], context),
+                "adversarial_loss": -attacks.mean_loss(
+                    adversarial_codes, anchors(batch["label"], code_bank), targeted=False
+                ),
+                "quantization_loss": objectives.quantization(adversarial_codes),
+            }
+            metrics = {k: jnp.sum(v * batch["mask"]) / count for k, v in terms.items()}
+            metrics["loss"] = (
+                metrics["objective_loss"]
+                + adversarial_weight * metrics["adversarial_loss"]
+                + quantization_weight * metrics["quantization_loss"]
+            )
+            code_bank = new.bank if bank == "aliased" and new.bank is not None else code_bank
+            return metrics["loss"], (metrics, batch_stats, new, code_bank)
+
+        gradients, (metrics, batch_stats, new, code_bank) = jax.grad(
+            loss_fn, argnums=(0, 1), has_aux=True
+        )(state.params, state.objective.params)
+        metrics, gradients = lax.psum((metrics, gradients), axis_name)
+        state = apply_gradients(
+            state, optimizer, gradients, new, batch_stats=batch_stats, code_bank=code_bank
+        )
+        return state, metrics
+
+    return update
+
+
+def make_saat_update(
+    model: nn.Module,
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    adversarial_weight: float = 1.0,
+    quantization_weight: float = 1e-4,
+    bank: Literal["aliased", "sign"] = "aliased",
+    attack_mode: AttackMode = "train",
+    loss: str = "mean",
+    weighting: mainstay.Weighting = "similarity",
+    ties: mainstay.Ties = "positive",
+) -> UpdateFn:
+    """Builds the minimax update of semantic-aware adversarial training.
+
+    Its steps are those of `make_minimax_update`, with mainstay codes as anchors.
+
+    Args:
+        model: a hash network.
+        objective: from `objectives.create_objective`. Its tanh scale stays at 1, unless
+            `objective.scale_quirk` asks for what the released code does: the attack sets it
+            to 1, then two counted passes (adversarial, benign) may move it.
+        optimizer: an optax transformation.
+        seed: of random starts, dropout and the objective's noise.
+        epsilon: radius of the inner attack in units of [0, 1].
+        step_size: its step, in the same units.
+        num_steps: its number of steps.
+        adversarial_weight: lambda of the paper.
+        quantization_weight: mu of the paper.
+        bank: "aliased" as released: the objective's soft codes overwrite the rows of the
+            code bank after each step, if it has a bank. "sign" keeps codes there, as the
+            paper means.
+        attack_mode: "train" as released: the inner attack runs with dropout and batch
+            statistics, and feeds the running statistics. "eval" uses the latter.
+        loss: the inner attack's code loss.
+        weighting: of `mainstay.mainstay_votes`.
+        ties: of `mainstay.mainstay_codes`; "zero" as released.
+
+    Returns:
+        `update(state, batch, *, axis_name)`; its metrics are "loss" and the three terms
+        "objective_loss", "adversarial_loss", "quantization_loss".
+
+    Raises:
+        ValueError: if a name is unknown or a size negative.
+
+    Reference:
+        SAAT, Algorithm 1 and Eq. 18 to 20; SPEC 6.1.
+    """
+    if bank not in ("aliased", "sign"):
+        raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
+    mainstay.check_options(weighting, ties)
+
+    def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
+        return mainstay.mainstay_codes(
+            labels, code_bank.codes, code_bank.labels, weighting=weighting, ties=ties
+        )
+
+    return make_minimax_update(
+        model,
+        objective,
+        optimizer,
+        anchors,
+        seed=seed,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        adversarial_weight=adversarial_weight,
+        quantization_weight=quantization_weight,
+        bank=bank,
+        attack_mode=attack_mode,
+        loss=loss,
+    )

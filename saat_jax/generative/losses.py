@@ -1,0 +1,80 @@
+"""Losses of generator and discriminator, one value per example."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+LossFn = Callable[[Array, Array], Array]
+
+
+def score_loss(scores: Array, labels: Array, *, generated: bool) -> Array:
+    """Mean squared distance of scores from what they should be. `[batch]`
+
+    Args:
+        scores: `[batch, num_classes + 1]` of the discriminator, or `[batch, 1]` without
+            class nodes.
+        labels: `[batch, num_classes]` multi-hot float.
+        generated: what the last score should say.
+
+    Raises:
+        ValueError: if the scores fit neither way.
+    """
+    num_classes, num_scores = labels.shape[-1], scores.shape[-1]
+    if num_scores not in (1, num_classes + 1):
+        raise ValueError(
+            f"{num_classes} classes go with 1 or {num_classes + 1} scores, got {num_scores}; "
+            "set the discriminator's num_classes"
+        )
+    squares = jnp.square(scores[:, -1:] - generated)
+    if num_scores > 1:
+        squares = jnp.append(jnp.square(scores[:, :-1] - labels), squares, axis=-1)
+    return jnp.mean(squares, axis=-1)
+
+
+def discriminator_loss(
+    real_scores: Array, generated_scores: Array, labels: Array, target_labels: Array
+) -> Array:
+    """The discriminator's loss. `[batch]`
+
+    Args:
+        real_scores: scores of the real images, as `score_loss` takes them.
+        generated_scores: scores of the generated images.
+        labels: `[batch, num_classes]` of the real images.
+        target_labels: `[batch, num_classes]` that the generated images aim at.
+
+    Reference:
+        SPEC 5.8, stage 2, step 3.
+    """
+    real = score_loss(real_scores, labels, generated=False)
+    return 0.5 * (real + score_loss(generated_scores, target_labels, generated=True))
+
+
+def mean_reconstruction(generated: Array, images: Array) -> Array:
+    """Mean squared distance of signed images, as released. `[batch]`"""
+    return jnp.mean(jnp.square(generated - images), axis=(1, 2, 3))
+
+
+def sum_reconstruction(generated: Array, images: Array) -> Array:
+    """Squared L2 distance of signed images in units of [0, 1], as in the paper. `[batch]`"""
+    return jnp.sum(jnp.square((generated - images) / 2), axis=(1, 2, 3))
+
+
+def linear_hash_loss(soft_codes: Array, target_codes: Array) -> Array:
+    """One less the mean agreement of codes and target codes. `[batch]` in [0, 2]"""
+    return 1 - jnp.mean(soft_codes * target_codes, axis=-1)
+
+
+def focused_hash_loss(soft_codes: Array, target_codes: Array) -> Array:
+    """Mean of s (s - 2) + 1 over the bits' agreements s: settled bits pull less. `[batch]`
+
+    Reference:
+        ProS-GAN's journal version; SPEC 5.8.
+    """
+    return jnp.mean(jnp.square(1 - soft_codes * target_codes), axis=-1)
+
+
+# The terms a config may name.
+RECONSTRUCTION_LOSSES: dict[str, LossFn] = {"mse": mean_reconstruction, "l2sum": sum_reconstruction}
+HASH_LOSSES: dict[str, LossFn] = {"linear": linear_hash_loss, "focused": focused_hash_loss}
