@@ -45,7 +45,7 @@ _OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 _NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
-# SPEC 2.1, 3.1, 3.3, 3.4 and 7.1.
+# SPEC 0, 2.1, 3.1, 3.4 and 7.1.
 _PROTOCOLS: dict[str, dict[str, Any]] = {
     "saat": dict(
         learning_rate=0.01,
@@ -56,6 +56,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
         slope=None,
         known_labels=False,
         k=5000,
+        targets="disjoint",
     ),
     "prosgan": dict(
         learning_rate=0.05,
@@ -65,6 +66,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
         slope=0.1,
         known_labels=True,
         k=None,
+        targets="uniform",
     ),
 }
 
@@ -121,4 +123,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             momentum=values["momentum"], weight_decay=values["weight_decay"]
         )
     config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
+    config.evaluation.protocol.targets = values["targets"]
     return config

@@ -49,7 +49,7 @@ def attack(run: Run) -> None:
 
 def show_report(workdir: pathlib.Path) -> None:
     """Prints the table of the records made so far and writes the page."""
-    print(reports.summary_table(reports.load_records(workdir)))
+    print(reports.terminal_tables(reports.load_records(workdir)))
     print(f"report: {reports.write_report(workdir)}")
 
 
@@ -91,6 +91,7 @@ def transfer(run: Run) -> None:
     )
     for table in tables.values():
         print(reports.transfer_table(table))
+    print(f"report: {reports.write_report(run.workdir)}")
 
 
 TASKS: dict[str, Callable[[Run], None]] = {

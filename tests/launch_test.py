@@ -13,9 +13,10 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs import attacks as attacks_config
 from configs import demo
 from launch import tasks
-from saat_jax import attacks, datasets, defenses, networks, objectives
+from saat_jax import attacks, datasets, defenses, evaluation, networks, objectives, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -187,6 +188,71 @@ def test_a_model_that_is_not_trained_is_named_with_its_task(tmp_path):
             tasks.run(config.to_dict(), tmp_path)
 
 
+# --- other tasks on the same models ---
+
+
+def _attacks_config(smoke, *names):
+    """configs/attacks.py:smoke with some of its attacks, on the models of the smoke run."""
+    config = attacks_config.get_config("smoke").to_dict()
+    config["attacks"] = {name: config["attacks"][name] for name in names}
+    config["evaluation"]["models"] = ["pretrained"]
+    return config | {"task": "evaluate"}
+
+
+def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch, capfd):
+    _, workdir = smoke
+    monkeypatch.setattr(tasks, "show_report", lambda workdir: None)
+    config = _attacks_config(smoke, "tha", "prosgan")
+    tasks.run(config, workdir)
+    folder = workdir / "learned" / "pretrained"
+    for name, metric in (
+        ("tha", "pair_loss"),
+        ("prosgan_prototypes", "class_loss"),
+        ("prosgan", "discriminator_loss"),
+    ):
+        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+        assert metric in set().union(*map(json.loads, lines))
+    grids = sorted(path.name for path in (folder / "prosgan" / "samples").iterdir())
+    assert grids == ["step_0000000.png", "step_0000006.png"]
+    for name in ("tha", "prosgan"):
+        record = json.loads((workdir / "records" / "pretrained" / f"{name}.json").read_text())
+        assert record["metrics"].keys() == {"t_map", "t_map_8bit", "theory_t_map"}
+    # Nothing in a ball of its own: the record says so.
+    assert record["settings"]["epsilon"] is None
+    assert record["perturbation"]["linf"] > 8 / 255
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/*.json")}
+    capfd.readouterr()
+    tasks.run(config, workdir)
+    assert "learned/pretrained/prosgan: trained already, 6 steps" in capfd.readouterr().out
+    (workdir / "config.json").unlink()
+    before.pop(workdir / "config.json")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # A model trained further is another: what was learned for it is refused, not used.
+    config["learned"]["tha"]["schedule"]["learning_rate"] = 1.0
+    with pytest.raises(ValueError, match=r"learned.schedule.learning_rate = 0.001, this run has 1"):
+        tasks.run(config, workdir)
+
+
+def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
+    _, workdir = smoke
+    (workdir / "config.json").write_text(json.dumps(demo.get_config("smoke").to_dict()))
+    config = _attacks_config(smoke, "mainstay_targeted") | {"task": "transfer"}
+    places = [f"{workdir}:pretrained", f"{workdir}:hardened"]
+    config["transfer"]["models"] = places
+    tasks.run(config, tmp_path)
+    table = json.loads((tmp_path / "transfer" / "mainstay_targeted.json").read_text())
+    assert list(table["matrix"]) == list(table["benign"]) == places
+    assert all(list(row) == places for row in table["matrix"].values())
+    assert "t-MAP@5000, mainstay targeted" in capfd.readouterr().out
+    config["transfer"]["models"] = [f"{tmp_path}/nosuch:pretrained"]
+    with pytest.raises(ValueError, match="no run in .*nosuch"):
+        tasks.run(config, tmp_path)
+    config["transfer"]["models"] = places
+    config["seed"] = 3
+    with pytest.raises(ValueError, match="was made with seed = 0, this run has 3"):
+        tasks.run(config, tmp_path)
+
+
 # --- wrong settings ---
 
 
@@ -208,12 +274,21 @@ def _listed(table):
             "expected a file of weights, got nosuch.pt, which does not exist",
         ),
         ("objective.name", "dhp", "unknown objective 'dhp'" + _listed(objectives.OBJECTIVES)),
-        ("defense.name", "sat", "unknown defence 'sat'" + _listed(defenses.DEFENSES)),
+        ("defenses.hardened.name", "sat", "unknown defence 'sat'" + _listed(defenses.DEFENSES)),
         ("pretrain.schedule.name", "step", r"unknown schedule 'step'; .*\['constant', 'cosine'"),
-        ("defense.schedule.name", "step", r"unknown schedule 'step'; .*\['constant', 'cosine'"),
+        (
+            "defenses.hardened.schedule.name",
+            "step",
+            r"unknown schedule 'step'; .*\['constant', 'cosine'",
+        ),
         ("pretrain.optimizer.name", "lamb", r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]"),
-        ("defense.optimizer.name", "lamb", r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]"),
-        ("attacks.mainstay.attack", "fgsm", "unknown attack 'fgsm'" + _listed(attacks.ATTACKS)),
+        (
+            "defenses.hardened.optimizer.name",
+            "lamb",
+            r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]",
+        ),
+        ("attacks.mainstay.attack", "cw", "unknown attack 'cw'" + _listed(evaluation.ATTACKS)),
+        ("attacks.mainstay.attack", "hag", r"'hag' takes the options \\['anneal', 'balance_"),
         (
             "attacks.mainstay.loss",
             "mse",
@@ -235,7 +310,7 @@ def test_a_wrong_setting_is_refused_before_any_work(tmp_path, monkeypatch, path,
     def trained(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(tasks.training, "train", trained)
+    monkeypatch.setattr(training, "train", trained)
     with pytest.raises(ValueError, match=message):
         tasks.run(config.to_dict(), tmp_path)
 

@@ -14,6 +14,8 @@ import PIL.ImageDraw
 import pytest
 
 from saat_jax import reports
+from saat_jax.reports import figures, records
+from saat_jax.reports.style import CSS
 
 EPSILON = 8 / 255
 PROTOCOL = {
@@ -89,7 +91,7 @@ def write_run(
                 if attack == "benign"
                 else {"epsilon": EPSILON, "step_size": 1 / 255, "num_steps": 100, "loss": "mean"},
                 "protocol": protocol,
-                "seconds_per_image": 0.012,
+                "seconds_per_image": None if attack == "benign" else 0.012,
                 "device": "cpu",
                 "version": "0.1.0",
                 "step": 630,
@@ -196,6 +198,12 @@ def finished_run(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Spares the time of drawing where a test is not about charts."""
+    monkeypatch.setattr(figures, "draw", lambda chart, *, theme: b"")
+
+
 def test_records_are_sorted_by_model_then_benign_then_targeted_last(tmp_path):
     names = ["hag", "benign", "a_targeted", "mainstay"]
     write_run(tmp_path, metrics={(m, a): {} for m in ("atrdh", "pretrained") for a in names})
@@ -287,7 +295,7 @@ def test_summary_table_takes_the_worst_attack_that_both_models_stood(tmp_path):
     assert row.split()[-3:] == ["5.00", "%", "-"]
 
 
-def test_attacks_of_unlike_strength_are_not_compared(tmp_path):
+def test_attacks_of_unlike_strength_are_not_compared(tmp_path, no_drawing):
     run = write_run(tmp_path)
     path = run / "records" / "hardened" / "mainstay.json"
     record = json.loads(path.read_text())
@@ -339,19 +347,24 @@ def test_report_shows_the_run(finished_run):
         "from 90.1 % to 84.0 %",
         "4.6 times",
         "\N{MINUS SIGN}6.1 points",
-        "MAP@5000 benign 90.12 % 84.03 %",
+        "benign pretrained 90.12 % - - - - - - - - hardened 84.03 %",
+        "mainstay pretrained 9.81 % 9.70 % 100 8/255 0.94 0.52 7.53 2.74 0.012 hardened 45.10 %",
         "base rate 35.00 %",
         "queries 500; database 2000",
         # 0.5 / (8 / 255) = 15.9
         "magnified 15 times",
-        "7.53e-4 31.2 dB 2.74e-2 0.94 0.52",
+        "pretrained: mainstay - 8/255 1.52 31.2 dB",
         "matrix norm",
         "Configuration of the run",
     ):
         assert words in page.text
     assert "Not there yet" not in page.text
     assert page.tags.count("h1") == 1
+    # Results, other measures, an attack of either kind, settings.
     assert page.tags.count("table") == page.tags.count("caption") == 5
+    # Every score stands there once, in its bar.
+    for score in ("90.12", "84.03", "45.10", "88.12"):
+        assert page.text.count(f"{score} %") == 1
 
 
 def test_report_marks_every_retrieved_item_in_colour_and_shape(finished_run):
@@ -391,7 +404,7 @@ def test_report_keeps_pixels_exactly(finished_run):
     np.testing.assert_array_equal(shown, np.round(255 * images[0]))
 
 
-def test_report_shrinks_the_retrieved_items_of_a_run_on_large_images(tmp_path):
+def test_report_shrinks_the_retrieved_items_of_a_run_on_large_images(tmp_path, no_drawing):
     source = reports.write_report(write_run(tmp_path, side=224)).read_text()
     assert "data:image/jpeg" in source and 'class="pixels"' not in source
 
@@ -417,7 +430,7 @@ def test_report_is_deterministic(finished_run, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_report_escapes_text(tmp_path):
+def test_report_escapes_text(tmp_path, no_drawing):
     run = write_run(tmp_path, protocol=PROTOCOL | {"dataset": "<b>", "ties": '"&'})
     _write_json(run / "config.json", {"</pre><script>": "<i>"})
     for path in run.glob("records/*/*.npz"):
@@ -431,7 +444,7 @@ def test_report_escapes_text(tmp_path):
     assert 'shows "><u>, "><u>' in page.text
 
 
-def test_report_names_what_is_missing(tmp_path):
+def test_report_names_what_is_missing(tmp_path, no_drawing):
     run = write_run(tmp_path)
     for name in (
         "config.json",
@@ -504,6 +517,332 @@ def test_broken_examples_are_named(tmp_path):
     path.write_bytes(b"PK")
     with pytest.raises(ValueError, match="benign.npz cannot be read"):
         reports.write_report(tmp_path)
+
+
+# Record, method, steps, score on `pretrained`; MAP, or t-MAP for targeted attacks.
+SUITE = [
+    ("benign", "benign", None, 0.8255),
+    ("hag", "hag", 2000, 0.298),
+    ("mainstay", "mainstay", 100, 0.2112),
+    ("one_step", "mainstay", 1, 0.61),
+    ("ten_steps", "mainstay", 10, 0.2301),
+    ("noise", "noise", None, 0.8192),
+    ("sdha", "sdha", 1500, 0.253),
+    ("dhta_targeted", "dhta", 2000, 0.853),
+    ("mainstay_targeted", "mainstay", 100, 0.8897),
+    ("p2p_targeted", "p2p", 2000, 0.772),
+    ("prosgan_targeted", "prosgan", None, 0.9111),
+    ("tha_targeted", "tha", 100, 0.8702),
+]
+
+
+def write_suite(workdir, *, models=("pretrained",)):
+    """Writes a run that compares attacks; scores of a second model are halfway to 50 %."""
+    metrics = {}
+    for i, model in enumerate(models):
+        for name, _, _, score in SUITE:
+            key = "t_map" if name.endswith("targeted") else "map"
+            theory = {"theory_t_map": 0.9129} if key == "t_map" else {"theory_map": 0.2029}
+            value = {key: score + i * (0.5 - score) / 2}
+            plain = name in ("benign", "noise")
+            metrics[model, name] = value | ({"t_map": 0.3495} if name == "benign" else {})
+            metrics[model, name] |= {} if plain else theory
+    write_run(workdir, metrics=metrics)
+    for model in models:
+        for name, attack, num_steps, _ in SUITE[1:]:
+            settings = {"attack": attack, "targeted": name.endswith("targeted"), "loss": "mean"}
+            settings["epsilon"] = {"prosgan": None, "dhta": 0.032, "p2p": 0.032}.get(
+                attack, EPSILON
+            )
+            if num_steps:
+                settings["num_steps"] = num_steps
+            change_record(workdir / "records" / model / f"{name}.json", settings=settings)
+    return workdir
+
+
+def change_record(path, **fields):
+    _write_json(path, json.loads(path.read_text()) | fields)
+
+
+def write_learned(workdir, network="prosgan"):
+    """Writes the log of a generator and its sample grids of steps 2 and 10."""
+    folder = workdir / "learned" / "pretrained" / network
+    (folder / "samples").mkdir(parents=True)
+    lines = [
+        {"step": 0, "epoch": 0.0, "sample_agreement": 0.1, "sample_rms": 0.4},
+        {"step": 5, "epoch": 0.5, "loss": 20.0, "hash_loss": 0.8, "learning_rate": 1e-4},
+        {"step": 10, "epoch": 1.0, "loss": 10.0, "hash_loss": 0.4, "learning_rate": 1e-4},
+        {"step": 10, "epoch": 1.0, "sample_agreement": 0.9, "sample_rms": 0.1},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step in (2, 10):
+        image = PIL.Image.new("RGB", (64, 24), (step, 0, 0))
+        image.save(folder / "samples" / f"step_{step}.png")
+
+
+def write_transfer(workdir):
+    """Writes the matrices of a non-targeted and a targeted attack between two models."""
+    for name, metric, own, other in (("a_p2p", "t_map", 0.9, 0.4125), ("hag", "map", 0.2, 0.6)):
+        _write_json(
+            workdir / "transfer" / f"{name}.json",
+            {
+                "protocol": PROTOCOL,
+                "attack": name,
+                "metric": metric,
+                "settings": {"attack": name, "epsilon": EPSILON, "num_steps": 20},
+                "benign": {"a:x": 0.35, "b:x": 0.36},
+                "matrix": {"a:x": {"a:x": own, "b:x": other}, "b:x": {"a:x": 0.55, "b:x": own}},
+            },
+        )
+
+
+@pytest.fixture(scope="module")
+def suite_run(tmp_path_factory):
+    """A folder with a comparison of attacks, with all that belongs to it. Read only."""
+    workdir = write_suite(tmp_path_factory.mktemp("suite"))
+    write_learned(workdir)
+    write_transfer(workdir)
+    reports.write_report(workdir)
+    return workdir
+
+
+def test_attack_table_worked_by_hand(suite_run):
+    lines = reports.attack_table(reports.load_records(suite_run)).splitlines()
+    assert lines[0].split() == ["pretrained", "matrix", "spectral", "MSE", "Per.", "seconds"]
+    assert " ".join(lines[1].split()) == ("score theory steps epsilon L-inf L2 x1e-4 x1e-2 /image")
+    rows = [" ".join(line.split()) for line in lines[3:-3]]
+    # 1e4 * 7.53e-4 and 1e2 * 0.02744.
+    size = "0.94 0.52 7.53 2.74 0.012"
+    assert rows == [
+        "MAP@5000",
+        "benign 82.55 % - - - - - - - -",
+        f"hag 29.80 % 20.29 % 2000 8/255 {size}",
+        f"mainstay 21.12 % 20.29 % 100 8/255 {size}",
+        f"noise 81.92 % - - 8/255 {size}",
+        f"one step 61.00 % 20.29 % 1 8/255 {size}",
+        f"sdha 25.30 % 20.29 % 1500 8/255 {size}",
+        f"ten steps 23.01 % 20.29 % 10 8/255 {size}",
+        "t-MAP@5000",
+        "benign 34.95 % - - - - - - - -",
+        f"dhta targeted 85.30 % 91.29 % 2000 8.16/255 {size}",
+        f"mainstay targeted 88.97 % 91.29 % 100 8/255 {size}",
+        f"p2p targeted 77.20 % 91.29 % 2000 8.16/255 {size}",
+        f"prosgan targeted 91.11 % 91.29 % - none {size}",
+        f"tha targeted 87.02 % 91.29 % 100 8/255 {size}",
+    ]
+    # ProS-GAN's t-MAP is higher, but it keeps to no ball.
+    assert lines[-2] == (
+        "strongest on pretrained within 8/255: mainstay (MAP 21.12 %); "
+        "mainstay targeted (t-MAP 88.97 %)"
+    )
+    assert lines[-1].startswith("protocol: dataset digits; k 5000")
+    assert max(map(len, lines[:-1])) <= 100
+
+
+def test_strongest_attack_of_each_ball_and_model(tmp_path):
+    run = write_suite(tmp_path, models=("pretrained", "hardened"))
+    records = run / "records" / "hardened"
+    # 0.032 of 1 is 8.16 of 255 levels: the same 8-bit images as 8 / 255.
+    change_record(records / "dhta_targeted.json", metrics={"t_map": 0.99})
+    change_record(records / "mainstay.json", settings={"attack": "mainstay", "epsilon": 2 / 255})
+    change_record(records / "noise.json", settings={"attack": "noise", "epsilon": 0.1 / 255})
+    lines = reports.attack_table(reports.load_records(run)).splitlines()
+    strongest = [line for line in lines if line.startswith("strongest")]
+    # Halfway: (21.12 + 50) / 2, (23.01 + 50) / 2, (81.92 + 50) / 2.
+    assert strongest == [
+        "strongest on pretrained within 8/255: mainstay (MAP 21.12 %); "
+        "mainstay targeted (t-MAP 88.97 %)",
+        "strongest on hardened within 8/255: ten steps (MAP 36.50 %); "
+        "dhta targeted (t-MAP 99.00 %)",
+        "strongest on hardened within 2/255: mainstay (MAP 35.56 %)",
+        "strongest on hardened within 0.1/255: noise (MAP 65.96 %)",
+    ]
+
+
+def test_iterations_table_worked_by_hand(suite_run):
+    lines = reports.iterations_table(reports.load_records(suite_run)).splitlines()
+    assert lines[0].split() == ["steps", "0", "1", "10", "100", "theory"]
+    assert lines[2] == "MAP@5000"
+    assert lines[3] == ("  mainstay on pretrained  82.55 %  61.00 %  23.01 %  21.12 %  20.29 %")
+    assert lines[5].startswith("protocol: ") and len(lines) == 6
+
+
+def test_iterations_are_found_by_settings_alone(tmp_path):
+    run = write_suite(tmp_path, models=("pretrained", "hardened"))
+    records = run / "records"
+    # Another loss is another attack; as many steps once more are no other point.
+    path = records / "pretrained" / "ten_steps.json"
+    settings = json.loads(path.read_text())["settings"]
+    change_record(path, settings=settings | {"loss": "focused"})
+    path = records / "pretrained" / "noise.json"
+    change_record(path, settings=settings | {"num_steps": 100}, metrics={"map": 0.5})
+    # A number measured otherwise is not put beside these.
+    change_record(records / "hardened" / "benign.json", protocol=PROTOCOL | {"k": 10})
+    lines = reports.iterations_table(reports.load_records(run)).splitlines()
+    assert [" ".join(line.split()) for line in lines[:5]][0] == "steps 0 1 10 100 theory"
+    assert " ".join(lines[3].split()) == (
+        "mainstay on pretrained 82.55 % 61.00 % - 21.12 % 20.29 %"
+    )
+    assert " ".join(lines[4].split()) == ("mainstay on hardened - 55.50 % 36.50 % 35.56 % 20.29 %")
+
+
+def test_tables_without_anything_to_show(tmp_path):
+    assert "nothing has been evaluated" in reports.attack_table([])
+    assert "nothing has been evaluated" in reports.terminal_tables([])
+    records = reports.load_records(write_run(tmp_path))
+    assert "no attack was run with several" in reports.iterations_table(records)
+
+
+def test_terminal_tables_of_few_attacks_are_the_summary(finished_run):
+    records = reports.load_records(finished_run)
+    assert reports.terminal_tables(records) == reports.summary_table(records)
+
+
+def test_terminal_tables_of_many_attacks(suite_run, tmp_path):
+    records = reports.load_records(suite_run)
+    *protocol, _ = reports.attack_table(records).rsplit("\n", 1)
+    table = reports.terminal_tables(records)
+    assert table.startswith(protocol[0])
+    assert "\n\nsteps " in table and "base rate 0.35" in table
+    assert table.count("protocol: ") == 1 and "\n  base rate" not in table
+    both = reports.load_records(write_suite(tmp_path, models=("pretrained", "hardened")))
+    table = reports.terminal_tables(both)
+    assert "hardening: attacked MAP (worst of 6) 21.1 % -> 35.6 %" in table
+    # Theory stands in the table of attacks, not once more in the summary.
+    assert ", theory" not in table and ", theory" not in reports.summary_table(both)
+
+
+def test_report_of_many_attacks_on_one_model(suite_run):
+    page = read_page(suite_run / "report.html")
+    for words in (
+        "How much does this retrieval system lose under attack?",
+        "Of 4 attacks that drive away, mainstay is the strongest: it takes MAP from 82.5 % to "
+        "21.1 %.",
+        "Of 4 attacks that steer towards chosen labels, mainstay targeted is the strongest: it "
+        "takes t-MAP from 34.9 % to 89.0 %.",
+        "stay within 8 of 255 levels",
+    ):
+        assert words in page.text
+    assert "Not there yet" not in page.text
+    for _, _, _, score in SUITE:
+        assert page.text.count(f"{100 * score:.2f} %") == 1
+
+
+def test_report_ranks_the_attacks_and_marks_the_strongest_inside_the_ball(suite_run):
+    source = (suite_run / "report.html").read_text()
+    table = source[source.index('<table class="scores">') :]
+    table = table[: table.index("</table>")]
+    order = re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', table)
+    assert order == [
+        *("benign", "mainstay", "ten steps", "sdha", "hag", "one step", "noise", "base rate"),
+        *("benign", "prosgan targeted", "mainstay targeted", "tha targeted", "dhta targeted"),
+        "p2p targeted",
+    ]
+    best = re.findall(r'<tr class="best"><th scope="row"[^>]*>([^<]*)</th>', table)
+    assert best == ["mainstay", "mainstay targeted"]
+    # The bar of 21.12 % with theory at 20.29 %.
+    assert '--value:21.12%"><span style="left:20.29%">' in table
+
+
+def test_curves_of_many_attacks(suite_run):
+    charts = {chart.name: chart for chart in figures.make_charts(records.load_run(suite_run))}
+    own = charts["precision_recall"].lines
+    target = charts["precision_recall_target"].lines
+    # From the top, and of an attack with several numbers of steps that with the most.
+    assert [line.label for line in own] == [
+        "benign", "noise", "hag", "sdha", "mainstay", "base rate",
+    ]  # fmt: skip
+    assert target[0].label == "prosgan targeted" and target[-1].label == "benign"
+    looks = {line.label.removesuffix(" targeted"): (line.color, line.mark) for line in own + target}
+    assert len(set(looks.values())) == len(looks) == 10
+    for line in own + target:
+        assert looks[line.label.removesuffix(" targeted")] == (line.color, line.mark)
+
+
+def test_curves_of_many_attacks_on_two_models_are_apart(tmp_path):
+    run = records.load_run(write_suite(tmp_path, models=("pretrained", "hardened")))
+    names = [chart.name for chart in figures.make_charts(run) if chart.section == "curves"]
+    assert names == [
+        f"{kind}{labels}_{model}"
+        for kind in ("precision_recall", "precision_at_n")
+        for model in ("pretrained", "hardened")
+        for labels in ("", "_target")
+    ]
+
+
+def test_chart_of_steps(suite_run):
+    (chart,) = (
+        chart
+        for chart in figures.make_charts(records.load_run(suite_run))
+        if chart.section == "steps"
+    )
+    assert (
+        chart.name == "steps_map_5000" and (suite_run / "figures" / "steps_map_5000.png").exists()
+    )
+    measured, theory = chart.lines
+    assert (measured.x, measured.y) == ([0, 1, 10, 100], [0.8255, 0.61, 0.2301, 0.2112])
+    assert (theory.x, theory.y) == ([0, 100], [0.2029, 0.2029])
+    assert theory.color == measured.color
+
+
+def test_lines_can_be_seen_on_light_and_dark_pages():
+    def luminance(color):
+        parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    grounds = re.findall(r"--ground: (#\w+)", CSS)
+    assert len(grounds) == 2 and len(set(figures._COLORS)) == len(figures._MARKS) == 11
+    for ground in grounds:
+        for color in figures._COLORS:
+            low, high = sorted((luminance(color), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_transfer_matrices_are_shaded(suite_run):
+    source = (suite_run / "report.html").read_text()
+    tables = re.findall(r'<table class="heat">.*?</table>', source, flags=re.DOTALL)
+    assert len(tables) == 2
+    # MAP first, whatever the names.
+    assert "MAP@5000, hag, 8/255, 20 steps" in tables[0]
+    assert "t-MAP@5000, a p2p, 8/255, 20 steps" in tables[1]
+    row = tables[1][tables[1].index('<th scope="row">a:x</th>') :]
+    assert row.startswith(
+        '<th scope="row">a:x</th><td class="own" style="--value:90%">90.00 %</td>'
+        '<td style="--value:41%">41.25 %</td></tr>'
+    )
+
+
+def test_report_of_a_transfer_alone(tmp_path):
+    write_transfer(tmp_path)
+    page = read_page(reports.write_report(tmp_path))
+    assert "Do attacks carry over" in page.text and "digits, 32 bits" in page.text
+    assert "the configuration" in page.text and "the record of" not in page.text
+
+
+def test_broken_transfer_matrix_is_named(tmp_path):
+    _write_json(tmp_path / "transfer" / "hag.json", {"metric": "map"})
+    with pytest.raises(ValueError, match="hag.json.*'benign' of type dict"):
+        reports.write_report(tmp_path)
+
+
+def test_learned_networks_are_shown(suite_run):
+    page = read_page(suite_run / "report.html")
+    assert "prosgan for pretrained after 10 steps" in page.text
+    newest = suite_run / "learned" / "pretrained" / "prosgan" / "samples" / "step_10.png"
+    image = next(i for i in page.images if (i["alt"] or "").startswith("prosgan for pretrained"))
+    assert base64.b64decode(image["src"].partition(",")[2]) == newest.read_bytes()
+    charts = {
+        chart.name: chart
+        for chart in figures.make_charts(records.load_run(suite_run))
+        if chart.section == "learned"
+    }
+    losses = charts["learned_pretrained_prosgan_losses"]
+    assert [line.label for line in losses.lines] == ["loss", "hash loss"]
+    assert losses.y_scale == "log" and losses.lines[0].y == [20.0, 10.0]
+    samples = charts["learned_pretrained_prosgan_samples"]
+    assert [line.label for line in samples.lines] == ["agreement", "rms"]
+    assert samples.lines[0].x == [0.0, 1.0] and samples.y_scale == "linear"
 
 
 def test_imports_are_light_and_leave_the_global_state_of_matplotlib_alone():

@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from saat_jax.reports import tables
+from saat_jax.reports import analysis
 from saat_jax.reports.records import Record, Run, display_name, is_benign, is_suite, method
 
 THEMES = {"light": "#1d2126", "dark": "#e4e7eb"}
@@ -144,7 +144,7 @@ def _curve_charts(run: Run, kind: str, axes: tuple[str, str]) -> list[Chart]:
     words = {"precision_recall": "Precision and recall", "precision_at_n": "Precision at N"}[kind]
     models = list(dict.fromkeys(record["model"] for record in run.records))
     apart = is_suite(run.records) and len(models) > 1
-    records = tables.most_steps(run.records) if is_suite(run.records) else run.records
+    records = analysis.most_steps(run.records) if is_suite(run.records) else run.records
     charts = []
     for panel in [[model] for model in models] if apart else [models]:
         own: list[Line] = []
@@ -202,7 +202,7 @@ def _base_rate_line(run: Run, lines: list[Line]) -> list[Line]:
 
 def _sweep_charts(run: Run) -> list[Chart]:
     """Makes, for each metric, one chart of attacks by their number of steps."""
-    sweeps = tables.sweeps(run.records)
+    sweeps = analysis.sweeps(run.records)
     charts = []
     for metric in dict.fromkeys(sweep.metric for sweep in sweeps):
         lines = []

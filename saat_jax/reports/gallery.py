@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saat_jax.reports import markup, tables
+from saat_jax.reports import analysis, markup
 from saat_jax.reports.records import Examples, Record, Run, display_name, is_benign, is_suite
 
 _MAX_QUERIES = 6
@@ -26,7 +26,7 @@ def image_grids(run: Run) -> str:
     """Shows the benign queries and what every attack on every model made of them."""
     attacked = [r for r in run.records if not is_benign(r) and _key(r) in run.examples]
     if is_suite(run.records):
-        attacked = tables.most_steps(attacked)
+        attacked = analysis.most_steps(attacked)
         groups = dict.fromkeys((r["model"], r["targeted"]) for r in attacked)
         grids = [
             _side_by_side(run, [r for r in attacked if (r["model"], r["targeted"]) == group])
@@ -45,7 +45,7 @@ def retrieval_strips(run: Run) -> str:
     records = [record for record in run.records if _key(record) in run.examples]
     which = ""
     if is_suite(run.records):
-        best = [r for found in tables.strongest(records) for r in found.attacks.values()]
+        best = [r for found in analysis.strongest(records) for r in found.attacks.values()]
         records = [r for r in records if is_benign(r) or any(r is other for other in best)]
         which = " Shown are benign queries and the strongest attacks."
     if not records:

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from saat_jax import files
-from saat_jax.reports import figures, gallery, markup, results, tables
+from saat_jax.reports import analysis, figures, gallery, markup, results, tables
 from saat_jax.reports.records import BASE_MODEL, Run, display_name, is_benign, is_suite, load_run
 from saat_jax.reports.style import CSS
 
@@ -113,7 +113,7 @@ def _summary(run: Run) -> tuple[str, str, list[Tile]]:
     before = [tables.percent(v, 1) for v in (comparison.clean_before, comparison.attacked_before)]
     after = [tables.percent(v, 1) for v in (comparison.clean_after, comparison.attacked_after)]
     question = "How much does this retrieval system lose under attack"
-    balls = [best for best in tables.strongest(run.records) if best.model == BASE_MODEL]
+    balls = [best for best in analysis.strongest(run.records) if best.model == BASE_MODEL]
     if comparison.model is None and is_suite(run.records) and balls and "-" not in before:
         return (f"{question}?", *_suite_summary(run, max(balls, key=_num_attacks)))
     question += ", and does training win it back?"
@@ -131,21 +131,21 @@ def _summary(run: Run) -> tuple[str, str, list[Tile]]:
     return question, answer, _tiles(run, comparison)
 
 
-def _headline(run: Run) -> tables.Comparison:
-    comparisons = tables.compare(run.records)
+def _headline(run: Run) -> analysis.Comparison:
+    comparisons = analysis.compare(run.records)
     return next((c for c in comparisons if c.model == "hardened"), comparisons[0])
 
 
-def _num_attacks(best: tables.Strongest) -> int:
+def _num_attacks(best: analysis.Strongest) -> int:
     return sum(best.num_attacks.values())
 
 
-def _suite_summary(run: Run, best: tables.Strongest) -> tuple[str, list[Tile]]:
+def _suite_summary(run: Run, best: analysis.Strongest) -> tuple[str, list[Tile]]:
     """Answers for many attacks on one model: the strongest of either kind."""
     benign = next(r for r in run.records if r["model"] == best.model and is_benign(r))
     sentences, tiles = [], list[Tile]()
     for key, record in best.attacks.items():
-        title = tables.TITLES[key]
+        title = analysis.TITLES[key]
         clean, attacked = benign["metrics"].get(key), record["metrics"][key]
         kind = "that steer towards chosen labels" if record["targeted"] else "that drive away"
         sentences.append(
@@ -155,13 +155,13 @@ def _suite_summary(run: Run, best: tables.Strongest) -> tuple[str, list[Tile]]:
         )
         tiles += [
             (f"Clean {title}", clean, "benign queries"),
-            (f"Attacked {title}", attacked, tables.query_label(record)),
+            (f"Attacked {title}", attacked, analysis.query_label(record)),
         ]
-    sentences.append(f"All change colours by at most {best.epsilon:g} of 255 levels.")
+    sentences.append(f"As 8-bit images, all of these stay within {best.epsilon:g} of 255 levels.")
     return " ".join(sentences), tiles
 
 
-def _tiles(run: Run, comparison: tables.Comparison) -> list[Tile]:
+def _tiles(run: Run, comparison: analysis.Comparison) -> list[Tile]:
     strength = "".join(comparison.attacks) or "not yet known"
     if len(comparison.attacks) > 1:
         strength = f"worst of {len(comparison.attacks)} attacks"

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from saat_jax.reports import markup, tables
+from saat_jax.reports import analysis, markup, tables
 from saat_jax.reports.records import Record, Run, display_name, is_benign, is_suite
 
 MINUS = "\N{MINUS SIGN}"
+_WORD = ' class="word"'
 # Quantities of a change beside those of `tables.PERTURBATIONS`: head, factor, unit.
 _MORE_SIZES = {
     "linf": ("L-inf", 255, "/255"),
@@ -33,7 +34,7 @@ def comparison(run: Run) -> str:
     """Shows every number of every attack on every model once, ranked, as bars."""
     if not run.records:
         return ""
-    gains = [tables.gain_line(comparison) for comparison in tables.compare(run.records)]
+    gains = [tables.gain_line(comparison) for comparison in analysis.compare(run.records)]
     return (
         "<section>\n<h2>Results</h2>\n"
         + "".join(f'<p class="wide">{markup.text(sentence(line))}</p>\n' for line in gains if line)
@@ -78,12 +79,12 @@ def _scores(run: Run) -> str:
     heads.append("seconds\n/image")
     best = [
         record
-        for strongest in tables.strongest(run.records)
+        for strongest in analysis.strongest(run.records)
         for record in strongest.attacks.values()
         if is_suite(run.records)
     ]
     body = ""
-    for metric, group in tables.by_metric(run.records).items():
+    for metric, group in analysis.by_metric(run.records).items():
         words = "counts items that share a label with the query; an attack wants it low"
         if metric.startswith("t-"):
             words = "counts items that carry the attacker's label; an attack wants it high"
@@ -98,7 +99,7 @@ def _scores(run: Run) -> str:
                 body += (
                     f"<tr{_style(best, record)}>"
                     + (f"{name}</th>" if i == 0 else "")
-                    + (f'<td class="word">{markup.text(record["model"])}</td>' if several else "")
+                    + (f"<td{_WORD}>{markup.text(record['model'])}</td>" if several else "")
                     + _score_cells(key, record)
                     + "</tr>\n"
                 )
@@ -111,8 +112,9 @@ def _scores(run: Run) -> str:
             )
         body += "</tbody>"
     head = "".join(
-        f'<th scope="col">{markup.text(name)}</th>'.replace("\n", "<br>") for name in heads
-    )
+        f'<th scope="col"{_WORD if name == "model" else ""}>{markup.text(name)}</th>'
+        for name in heads
+    ).replace("\n", "<br>")
     caption = (
         "Retrieval by kind of query, the strongest attack first; its settings, the size of its "
         "change, and its time. The line across a bar is theory."
@@ -138,19 +140,8 @@ def _style(best: Sequence[Record], record: Record) -> str:
 
 
 def _score_cells(key: str, record: Record) -> str:
-    theory = record["metrics"].get(f"theory_{key}")
-    sizes = record.get("perturbation") or {}
-    cells = [
-        tables.percent(theory),
-        str((record.get("settings") or {}).get("num_steps", "-")),
-        tables.epsilon_text(record),
-        *(
-            f"{sizes[name] * factor:.2f}" if name in sizes else "-"
-            for name, (factor, *_) in tables.PERTURBATIONS.items()
-        ),
-        tables.number(record.get("seconds_per_image")),
-    ]
-    return _bar(record["metrics"][key], theory) + "".join(f"<td>{cell}</td>" for cell in cells)
+    bar = _bar(record["metrics"][key], record["metrics"].get(f"theory_{key}"))
+    return bar + "".join(f"<td>{cell}</td>" for cell in tables.attack_cells(key, record)[1:])
 
 
 def _bar(value: float, theory: float | None = None) -> str:

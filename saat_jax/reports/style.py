@@ -139,6 +139,8 @@ pre { padding: 1rem 1.25rem; background: var(--card); border-radius: 0.6rem; ove
   .tiles div { padding: 0.9rem 1rem; }
   .tiles .value { font-size: 1.75rem; }
   th, td { padding-left: 0.9rem; }
+  .scores th, .scores td { padding-left: 0.6rem; }
+  .bar > span { width: 4rem; margin-left: 0.5rem; }
   .strip { grid-template-columns: 1fr 5.6fr; gap: 0.4rem 0.6rem; margin-bottom: 1.5rem; }
   .strip p { grid-column: 1 / -1; }
   .strip p span { display: inline; margin-left: 0.5em; }
