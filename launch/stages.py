@@ -1,6 +1,5 @@
 """The stages of a run that train something; each is skipped if done, and goes on if stopped."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -159,9 +158,15 @@ def harden(run: Run, name: str) -> None:
         # Class codes, counts and parameters go on from the end of pretraining.
         remembered = pretrained.state["objective"]
         state = objectives.State(**{k: v for k, v in remembered.items() if v is not None})
-        if state.bank is not None:
-            state = dataclasses.replace(state, bank=bank)
-        return defenses.init_state(variables, optimizer, state, bank)
+        return defenses.FIRST_STATES[stage["name"]](
+            variables,
+            optimizer,
+            state,
+            bank,
+            data.database.labels,
+            jax.random.key(config["seed"]),
+            **stage.get("state", {}),
+        )
 
     update = functools.partial(
         look_up(defenses.DEFENSES, stage["name"], "defence"),

@@ -142,7 +142,8 @@ def attack_queries(
     with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
         bar.update(sum(len(part["row"]) for part in results))
         for number, batch in enumerate(batches_from(len(results)), len(results)):
-            real, image = batch["mask"] > 0, batch["image"]
+            real = batch["mask"] > 0
+            image: Any = batch["image"]
             rows = np.minimum(batch["index"], size - 1)
             call = (judges[""].variables, image, guides.rows[rows], keys(batch["index"]))
             if compiled is None:
