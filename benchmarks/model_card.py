@@ -54,7 +54,7 @@ def pgd_memory(name: str, *, image_size: int) -> dict[str, int]:
     images = jax.ShapeDtypeStruct((BATCH, image_size, image_size, 3), jnp.float32)
     codes = jax.ShapeDtypeStruct((BATCH, NUM_BITS), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    memory = jax.jit(step).lower(variables, images, codes).compile().memory_analysis()
+    memory: Any = jax.jit(step).lower(variables, images, codes).compile().memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
@@ -82,7 +82,7 @@ def main(names: list[str]) -> None:
     """Prints the table of these networks, or of all."""
     start = time.monotonic()
     print(_HEAD)
-    for name in names or sorted(networks.NETWORKS):
+    for name in names or networks.NETWORKS:
         for image_size in (64, 224) if name == "convnet" else (224,):
             print(row(name, image_size=image_size), flush=True)
     print(

@@ -37,7 +37,7 @@ def published_attacks() -> dict[str, dict[str, Any]]:
     # SAAT's settings of P2P and DHTA; their ball is 0.032, not 8 / 255 = 0.0314.
     anchor = dict(
         targeted=True, epsilon=0.032, step_size=1 / 255, num_steps=2000, loss="mean", anneal=True,
-        random_start=False, update="sign",
+        random_start=False, direction="sign",
     )  # fmt: skip
     return {
         "noise": dict(away, attack="noise"),
@@ -88,6 +88,8 @@ def published_learners() -> dict[str, dict[str, Any]]:
             base_width=64,
             # False is the ablation ProS-GAN1; options.hash_weight=0 is the ablation GAN.
             class_nodes=True,
+            # Whether the discriminator ends in a sigmoid, as drawn in the paper.
+            sigmoid=False,
             # True shows the generator a HashNet with tanh's last scale, as released.
             training_scale=False,
             evaluate_every=5,
@@ -108,9 +110,7 @@ def published_learners() -> dict[str, dict[str, Any]]:
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is one of `_VARIANTS`."""
     if variant not in _VARIANTS:
-        raise ValueError(
-            f"unknown variant {variant!r} of configs/attacks.py; expected one of {_VARIANTS}"
-        )
+        raise ValueError(f"unknown variant {variant!r} of the config; expected one of {_VARIANTS}")
     bases = {
         "": lambda: lists.get_config(),
         "digits": lambda: demo.get_config(),

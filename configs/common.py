@@ -5,6 +5,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+# Of all defences while they train.
+_INNER_ATTACK = dict(epsilon=8 / 255, step_size=2 / 255, num_steps=7, attack_mode="train")
+
 
 def get_base() -> ml_collections.ConfigDict:
     """Returns the fields of a run: data, model, objective, pretrain, attacks, defenses,
@@ -83,7 +86,7 @@ def get_base() -> ml_collections.ConfigDict:
 def saat() -> dict[str, Any]:
     """SAAT training as released: what a name in config.defenses may hold."""
     return dict(
-        # One of saat_jax/defenses.py's DEFENSES: saat.
+        # One of saat_jax/defenses' DEFENSES: atrdh, cgat, saat.
         name="saat",
         num_epochs=20,
         batch_size=32,
@@ -94,17 +97,42 @@ def saat() -> dict[str, Any]:
         checkpoint_every=500,
         # Arguments of the defence's update. Not "update": ConfigDict has a method of that name.
         options=dict(
-            epsilon=8 / 255,
-            step_size=2 / 255,
-            num_steps=7,
+            _INNER_ATTACK,
             adversarial_weight=1.0,
             quantization_weight=1e-4,
             bank="aliased",
-            attack_mode="train",
             loss="mean",
             weighting="similarity",
             ties="positive",
         ),
+    )
+
+
+def cgat() -> dict[str, Any]:
+    """CgAT as released, but without its augmented images and first bank (see saat_jax/defenses)."""
+    return dict(
+        saat(),
+        name="cgat",
+        num_epochs=30,
+        schedule=dict(name="milestones", learning_rate=0.01),
+        optimizer=dict(name="sgd", momentum=0.9, weight_decay=5e-4),
+        options=dict(_INNER_ATTACK, adversarial_weight=1.0, bank="aliased", ties="zero"),
+    )
+
+
+def atrdh() -> dict[str, Any]:
+    """ATRDH as in SAAT's repository."""
+    return dict(
+        saat(),
+        name="atrdh",
+        num_epochs=100,
+        schedule=dict(name="milestones", learning_rate=1e-4),
+        # Of the network and of PrototypeNet.
+        optimizer=dict(name="adam", beta1=0.5, weight_decay=0.0),
+        # THA's repository has 1 and False.
+        options=dict(_INNER_ATTACK, adversarial_weight=2.0, softplus=True),
+        # Arguments of the first state.
+        state=dict(hidden_width=4096),
     )
 
 

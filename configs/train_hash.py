@@ -23,8 +23,8 @@ The papers start from ImageNet's weights. Nothing is downloaded here; torchvisio
 
 With --config.task=chain the network is hardened and attacked too, as in configs/lists.py.
 
-Run on 2 CPU cores: one epoch of each objective with convnet and 32 bits on 5,600 canvases of
-CIFAR-10 photos, which shows that it trains, and no more. Whole runs and 224 pixels: not yet run.
+Run on 2 CPU cores: one epoch of each objective with convnet and 32 bits on 2,500 canvases of
+CIFAR-10 photos, which shows that it starts, and no more. Whole runs and 224 pixels: not yet run.
 """
 
 from typing import Any

@@ -107,7 +107,8 @@ class Run:
 
     def accept(self) -> None:
         """Stores the config: it fits what the folder holds."""
-        files.write_json(self.workdir / "config.json", self.config)
+        if jax.process_index() == 0:
+            files.write_json(self.workdir / "config.json", self.config)
 
     def network(self, model: Config) -> nn.Module:
         """The network of a "model" section."""
@@ -131,6 +132,8 @@ class Run:
             batch_size=self.config["evaluation"]["batch_size"],
             image_size=self.data.image_size,
             resize=self.data.resize,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def encode(
@@ -155,7 +158,8 @@ class Run:
             rng,
             protocol=protocol,
         )
-        files.write_arrays(path, {"target_labels": labels, "made_for": np.array(made_for)})
+        if jax.process_index() == 0:
+            files.write_arrays(path, {"target_labels": labels, "made_for": np.array(made_for)})
         return labels
 
     def load_model(self, name: str) -> tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]:
@@ -229,7 +233,7 @@ def _check_numbers(config: Config) -> None:
             if (counts or name == "batch_size") and value < 1:
                 raise ValueError(f"{section}.{name} must be at least 1, got {value}")
     devices = jax.device_count()
-    for section, values in stages.items():
+    for section, values in {**stages, "evaluation": config["evaluation"]}.items():
         if (rows := values["batch_size"]) % devices:
             raise ValueError(
                 f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"

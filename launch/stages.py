@@ -266,7 +266,10 @@ def _learn_prosgan(run: Run, name: str) -> evaluation.Learned:
     folder = run.workdir / "learned" / name / "prosgan"
     generator = generative.Generator(stage["base_width"])
     discriminator = generative.Discriminator(
-        data.num_classes, base_width=stage["base_width"], class_nodes=stage["class_nodes"]
+        data.num_classes,
+        class_nodes=stage["class_nodes"],
+        sigmoid=stage["sigmoid"],
+        base_width=stage["base_width"],
     )
     steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
     identity = {**run.identity, "prototypes": made_from, "learned": _settings(stage)}

@@ -4,6 +4,8 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+import jax
+
 from launch.run import Config, Run, look_up
 from launch.stages import harden, learn_attacks, train_hash
 from saat_jax import defenses, evaluation, reports
@@ -49,8 +51,9 @@ def attack(run: Run) -> None:
 
 def show_report(workdir: pathlib.Path) -> None:
     """Prints the table of the records made so far and writes the page."""
-    print(reports.terminal_tables(reports.load_records(workdir)))
-    print(f"report: {reports.write_report(workdir)}")
+    if jax.process_index() == 0:
+        print(reports.terminal_tables(reports.load_records(workdir)))
+        print(f"report: {reports.write_report(workdir)}")
 
 
 def chain(run: Run) -> None:
@@ -89,9 +92,10 @@ def transfer(run: Run) -> None:
         learned=learned,
         progress=True,
     )
-    for table in tables.values():
-        print(reports.transfer_table(table))
-    print(f"report: {reports.write_report(run.workdir)}")
+    if jax.process_index() == 0:
+        for table in tables.values():
+            print(reports.transfer_table(table))
+        print(f"report: {reports.write_report(run.workdir)}")
 
 
 TASKS: dict[str, Callable[[Run], None]] = {

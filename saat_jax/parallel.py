@@ -12,6 +12,7 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
@@ -19,8 +20,40 @@ Array = jax.Array
 AXIS = "devices"
 
 
-def _sharding() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+def _sharding(*axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+
+
+def split_rows(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Puts arrays on this process' devices, an equal share of the rows on each.
+
+    A function under `jax.jit` then works on all of them. Rows that do not divide evenly are put
+    on each device whole, so that all do the same.
+    """
+    even = all(len(x) % jax.local_device_count() == 0 for x in jax.tree.leaves(tree))
+    return jax.device_put(tree, _sharding(AXIS) if even else _sharding())
+
+
+def on_every_device(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Puts whole arrays on each of this process' devices, to be used beside split rows."""
+    return jax.device_put(tree, _sharding())
+
+
+def join_rows(values: chex.ArrayTree, have: np.ndarray) -> tuple[chex.ArrayTree, np.ndarray]:
+    """Takes each row of some arrays from the process that has it.
+
+    Args:
+        values: NumPy arrays `[rows, ...]`, of one shape on all processes.
+        have: `[rows]` bool, which rows are this process'.
+
+    Returns:
+        The joined arrays, and which rows any process has.
+    """
+    if jax.process_count() == 1:
+        return values, have
+    everyone, owned = multihost_utils.process_allgather((values, have))
+    owner, rows = np.argmax(owned, axis=0), np.arange(len(have))
+    return jax.tree.map(lambda x: np.asarray(x)[owner, rows], everyone), owned.any(axis=0)
 
 
 def pmap_update(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +69,7 @@ def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
     def place(x: Any) -> Array:
         # Copied for each device: a donated buffer must never be the caller's own.
         return jax.make_array_from_callback(
-            (count, *np.shape(x)), _sharding(), lambda _: np.array(x, copy=True)[None]
+            (count, *np.shape(x)), _sharding(AXIS), lambda _: np.array(x, copy=True)[None]
         )
 
     return jax.tree.map(place, tree)

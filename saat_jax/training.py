@@ -141,15 +141,20 @@ class MetricsLog:
     """
 
     def __init__(self, folder: pathlib.Path, *, first_step: int = -1):
+        self._file: TextIO | None = None
+        if jax.process_index() > 0:
+            return
         path = folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
         with files.replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
-        self._file: TextIO = path.open("a")  # noqa: SIM115, closed by close()
+        self._file = path.open("a")  # noqa: SIM115, closed by close()
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Appends one line."""
+        """Appends one line, on the first process only."""
+        if self._file is None:
+            return
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
@@ -157,8 +162,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[str]:
@@ -258,15 +264,16 @@ def train(
         log = MetricsLog(folder, first_step=step if found else -1)
         if evaluate and found is None:
             log.write(step, 0.0, evaluate(state))
-        bar = tqdm(total=num_steps, initial=step, desc=title, disable=not progress, unit="step")
+        hidden = not progress or jax.process_index() > 0
+        bar = tqdm(total=num_steps, initial=step, desc=title, disable=hidden, unit="step")
         mapped = parallel.pmap_update(update)
         replicated = parallel.replicate(state)
         batches = iter(batches_from(step)) if step < num_steps else iter(())
 
         def save(host: State, *, best: bool) -> None:
-            progress = {"step": step, "num_steps": num_steps, "best_map": best_map}
+            reached = {"step": step, "num_steps": num_steps, "best_map": best_map}
             # A copy: the save goes on in the background.
-            saved.save(step, host, {**record, **progress, "pending": [*pending]}, best=best)
+            saved.save(step, host, {**record, **reached, "pending": [*pending]}, best=best)
 
         while step < num_steps:
             replicated, metrics = mapped(replicated, parallel.shard_batch(next(batches)))

@@ -297,7 +297,7 @@ _jitted_pgd = jax.jit(
         "num_steps",
         "targeted",
         "loss",
-        "update",
+        "direction",
         "random_start",
     ),
 )
@@ -526,31 +526,33 @@ def test_sign_descent_compiles_once_for_all_numbers_of_steps():
         assert carry == sum(range(num_steps))
 
 
-# --- other updates, other starts ---
+# --- other directions, other starts ---
 
 
-def test_updates_worked_by_hand():
+def test_directions_worked_by_hand():
     # One pixel, code tanh(3 x + 4 y) at 0: the gradient is (3, 4, 0), of length 5.
     variables = jnp.array([[3.0, 4, 0]]), jnp.array([-3.5])
     images = jnp.full((1, 1, 1, 3), 0.5)
     problem = _linear_encode, variables, images, jnp.ones((1, 1))
     common = dict(random_start=False, num_steps=1, epsilon=0.45, step_size=0.1, loss="mean")
-    for update, moved in [
+    for direction, moved in [
         ("sign", [0.1, 0.1, 0]),
         ("raw", [0.3, 0.4, 0]),
         ("unit", [0.06, 0.08, 0]),
     ]:
-        adversarial = _pgd(problem, update=update, **common)
+        adversarial = _pgd(problem, direction=direction, **common)
         np.testing.assert_allclose(adversarial[0, 0, 0], 0.5 - np.array(moved), rtol=1e-6)
 
 
-@pytest.mark.parametrize("update", ["raw", "unit"])
-def test_updates_match_reference(update):
+@pytest.mark.parametrize("direction", ["raw", "unit"])
+def test_directions_match_reference(direction):
     encode_fn, variables, images, target_codes = problem = _linear_problem(13)
     # The code of the last image has no gradient.
     target_codes[-1] = 0
     alphas = attacks.alpha_schedule(4)
-    options = dict(random_start=False, loss="mean", step_size=0.1, targeted=True, update=update)
+    options = dict(
+        random_start=False, loss="mean", step_size=0.1, targeted=True, direction=direction
+    )
     actual = _pgd(problem, alphas=alphas, **options)
     assert actual.min() >= 0 and actual.max() <= 1
     assert EPSILON / 2 < np.abs(actual - images).max() <= EPSILON + ROUNDING
@@ -561,7 +563,7 @@ def test_updates_match_reference(update):
         for alpha in alphas.astype(float):
             code = np.tanh(alpha * (weights @ x + bias))
             gradient = -(target_code * (1 - code**2) * alpha) @ weights / code.size
-            if update == "unit":
+            if direction == "unit":
                 gradient /= np.sum(gradient**2) ** 0.5 or 1
             x = np.clip(x - 0.1 * gradient, image - EPSILON, image + EPSILON).clip(0, 1)
         np.testing.assert_allclose(_flat(actual)[row], x, atol=1e-6)
@@ -570,9 +572,9 @@ def test_updates_match_reference(update):
     np.testing.assert_allclose(alone, actual[:1], atol=1e-6)
 
 
-def test_unknown_update_is_refused():
-    with pytest.raises(ValueError, match=r"unknown update 'l2'.*'raw', 'sign', 'unit'"):
-        _pgd(_tiny_problem(), update="l2")
+def test_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match=r"unknown direction 'l2'.*'raw', 'sign', 'unit'"):
+        _pgd(_tiny_problem(), direction="l2")
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -786,7 +788,7 @@ def test_golden_prosgan_dhta_attack():
             case,
             loss="mean",
             targeted=True,
-            update="raw",
+            direction="raw",
             # The released loss is the mean over the batch.
             step_size=case.constants["step"] / len(images),
             num_steps=num_steps,
@@ -868,7 +870,7 @@ def test_golden_formula_int_dhta_raw():
     adversarial, _ = _linear_case(
         formula,
         "target",
-        update="raw",
+        direction="raw",
         step_size=1 / len(formula.inputs["target"]),
         targeted=True,
         loss="mean",

@@ -16,12 +16,12 @@ BANK_SIZE, NUM_BITS, NUM_CLASSES = 20, 8, 4
 OPTIMIZER = optax.sgd(0.05)
 SAAT = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
 CONVNET = networks.create_network("convnet", num_bits=NUM_BITS, widths=(4,))
-# Real layers with few channels, and the smallest images that they take.
+# With few channels and blocks, as compiling takes the time, at the smallest images they take.
 _NARROW = {"num_bits": NUM_BITS, "widths": (4, 4, 6, 6, 8), "hidden": 16}
 FAMILIES = {
     "alexnet": (networks.create_network("alexnet", **_NARROW), 63),
-    "vgg": (networks.VGG(stages=(1, 1, 1, 1, 1), batch_norm=True, **_NARROW), 32),
-    "resnet": (networks.ResNet(NUM_BITS, stages=(1, 1), bottleneck=True, width=4), 32),
+    "vgg": (networks.VGG(stages=(1, 1, 1, 1, 1), **_NARROW), 32),
+    "resnet": (networks.ResNet(NUM_BITS, stages=(1, 1), bottleneck=False, width=4), 32),
 }
 
 
@@ -158,7 +158,7 @@ def test_every_family_hardens_and_is_attacked(name):
     _assert_attacked(model, after, batch)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg11_bn", "resnet18"])
 def test_real_networks_keep_the_shapes_of_their_state(name):
     # Traced, not run: VGG11 has 129 million parameters.
     model, objective = networks.create_network(name, num_bits=NUM_BITS), objectives.make_dph()

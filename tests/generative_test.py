@@ -23,8 +23,7 @@ NUM_CLASSES, NUM_BITS, NUM_SEMANTICS, SIZE = 4, 6, 12, 32
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 GENERATOR = generative.Generator(base_width=8)
 DISCRIMINATOR = generative.Discriminator(NUM_CLASSES, base_width=8)
-# Not Adam, which would blow up the rounding of a bias whose gradient vanishes, as it does for
-# those before an instance norm: no two runs could be compared.
+# Not Adam, whose first step follows the sign even of a gradient that is rounding alone.
 OPTIMIZER = optax.sgd(0.05)
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 # Gradients of large kernels are five times as fast without it (PERF.md, 2.1).
@@ -51,6 +50,20 @@ def _shapes(model, *inputs):
 def _key(seed):
     """A key whose draws compile fast: networks here have forty arrays of parameters."""
     return jax.random.key(seed, impl="rbg")
+
+
+@functools.cache
+def _initial_state():
+    return generative.init_state(
+        GENERATOR,
+        DISCRIMINATOR,
+        OPTIMIZER,
+        OPTIMIZER,
+        {},
+        _key(1),
+        image_size=SIZE,
+        num_semantics=NUM_SEMANTICS,
+    )
 
 
 def _count(tree):
@@ -193,7 +206,7 @@ def test_initial_values_are_uniform_by_fan_in():
         "LabelDecoder_0/Upsample_0": 4 * 4 * 8,
         "LabelDecoder_0/Dense_0": NUM_SEMANTICS,
     }
-    kernels = flax.traverse_util.flatten_dict(_case()[1].params["generator"], sep="/")
+    kernels = flax.traverse_util.flatten_dict(_initial_state().params["generator"], sep="/")
     for name, fan_in in layers.items():
         largest = np.abs(kernels[f"{name}/kernel"]).max()
         assert 0.95 * fan_in**-0.5 < largest <= fan_in**-0.5
@@ -227,7 +240,7 @@ def _apply(model, variables, images):
 
 
 def test_discriminator_without_class_nodes_or_with_a_sigmoid():
-    images, state = 2 * _uniform(0, 2, SIZE, SIZE, 3) - 1, _case()[1]
+    images, state = 2 * _uniform(0, 2, SIZE, SIZE, 3) - 1, _initial_state()
     variables = {"params": state.params["discriminator"], "spectral": state.spectral}
     apply = functools.partial(_apply, variables=variables, images=images)
     squashed = apply(DISCRIMINATOR.clone(sigmoid=True))
@@ -371,47 +384,63 @@ def _on_all_devices(update):
     return run
 
 
-@functools.cache
-def _hash_model():
-    weights = tiny.random_weights(0, num_bits=NUM_BITS, image_size=SIZE)
-    return networks.make_encode_fn(tiny.tiny_net(weights)), tiny.tiny_variables(weights)
+class SmoothGenerator(nn.Module):
+    """Called as a generator is. It has no kinks, on whose sides rounding puts inputs at will."""
+
+    @nn.compact
+    def __call__(self, images, semantics):
+        scene = networks.Dense(3)(semantics)[:, None, None]
+        return jnp.tanh(networks.Conv(3, 3, padding=1)(images) + scene)
 
 
-def _update(discriminator=DISCRIMINATOR, **options):
+class SmoothDiscriminator(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = jnp.tanh(generative.SpectralConv(4)(images))
+        return networks.Dense(NUM_CLASSES + 1)(x.reshape(len(x), -1))
+
+
+def _encode(variables, images, alpha=1.0):
+    return jnp.tanh(alpha * images.reshape(len(images), -1) @ variables["kernel"])
+
+
+def _update(generator=GENERATOR, discriminator=DISCRIMINATOR, **options):
     options = {"steps_per_epoch": 5, "reconstruction_weight": 2.0} | options
     return generative.make_gan_update(
-        GENERATOR, discriminator, _hash_model()[0], OPTIMIZER, OPTIMIZER, **options
+        generator, discriminator, _encode, OPTIMIZER, OPTIMIZER, **options
     )
+
+
+def _hash_variables(size):
+    return {"kernel": 0.2 * _random(3, size * size * 3, NUM_BITS)}
 
 
 @functools.cache
 def _case():
-    """(update, first state) of small networks."""
+    """(update, first state)"""
+    models = SmoothGenerator(), SmoothDiscriminator()
     state = generative.init_state(
-        GENERATOR,
-        DISCRIMINATOR,
+        *models,
         OPTIMIZER,
         OPTIMIZER,
-        _hash_model()[1],
+        _hash_variables(8),
         _key(1),
-        image_size=SIZE,
+        image_size=8,
         num_semantics=NUM_SEMANTICS,
     )
-    return _update(), state
+    return _update(*models), state
 
 
 @functools.cache
 def _runner(devices):
-    if devices == 8:
-        return _on_all_devices(_case()[0])
-    return _on_one_device(_case()[0], **FAST_COMPILE)
+    return {1: _on_one_device, 8: _on_all_devices}[devices](_case()[0])
 
 
-def _batch(seed, *, num_real=13, rows=16):
+def _batch(seed, *, num_real=13, rows=16, size=8):
     """A batch of which the last rows are padding, so that 8 devices get unequal shares."""
     rng = np.random.default_rng(seed)
     return {
-        "image": rng.random((rows, SIZE, SIZE, 3), np.float32),
+        "image": rng.random((rows, size, size, 3), np.float32),
         "label": (rng.random((rows, NUM_CLASSES)) < 0.4).astype(np.float32),
         "target_label": (rng.random((rows, NUM_CLASSES)) < 0.4).astype(np.float32),
         "semantics": rng.normal(size=(rows, NUM_SEMANTICS)).astype(np.float32),
@@ -437,15 +466,14 @@ def test_update_is_two_plain_descents():
     _, state = _case()
     batch = _batch(0, num_real=16)
     new, metrics = _runner(1)(state, batch)
-    encode_fn, _ = _hash_model()
     images = 2 * batch["image"] - 1
 
     def generate(params):
-        return GENERATOR.apply({"params": params}, images, batch["semantics"])
+        return SmoothGenerator().apply({"params": params}, images, batch["semantics"])
 
     def judge(params, spectral, images):
         variables = {"params": params, "spectral": spectral}
-        return DISCRIMINATOR.apply(variables, images, mutable=["spectral"])
+        return SmoothDiscriminator().apply(variables, images, mutable=["spectral"])
 
     def expected(state):
         def judge_loss(params):
@@ -464,7 +492,7 @@ def test_update_is_two_plain_descents():
             fake = generate(generator_params)
             scores, moved = judge(params, spectral, fake)
             wanted = np.append(batch["target_label"], np.zeros((16, 1)), axis=1)
-            codes = encode_fn(state.hash_variables, (fake + 1) / 2)
+            codes = _encode(state.hash_variables, (fake + 1) / 2)
             return (
                 jnp.mean((scores - wanted) ** 2)
                 + 5 * (1 - jnp.mean(codes * batch["target_code"]))
@@ -477,12 +505,12 @@ def test_update_is_two_plain_descents():
         step = jax.tree.map(lambda p, g: p - 0.05 * g, state.params["generator"], gradients)
         return total, loss, {"generator": step, "discriminator": params}, spectral
 
-    total, loss, params, spectral = jax.jit(expected, compiler_options=FAST_COMPILE)(state)
+    total, loss, params, spectral = jax.jit(expected)(state)
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
     np.testing.assert_allclose(metrics["discriminator_loss"], loss, rtol=1e-5)
     terms = [metrics[f"{name}_loss"] for name in ("adversarial", "hash", "reconstruction")]
     np.testing.assert_allclose(np.dot([1, 5, 2], terms), total, rtol=1e-5)
-    _assert_close(new.params, params, atol=1e-5)
+    _assert_close(new.params, params)
     _assert_close(new.spectral, spectral)
     assert new.step == 1 and new.step.dtype == np.int32
     _assert_same_bits(new.hash_variables, state.hash_variables)
@@ -493,7 +521,7 @@ def test_one_and_eight_devices_agree():
     # With a step of the discriminator, and without one.
     for step in range(2):
         expected = _runner(1)(state, _batch(step))
-        _assert_close(_runner(8)(state, _batch(step)), expected, atol=2e-5)
+        _assert_close(_runner(8)(state, _batch(step)), expected)
         state = expected[0]
 
 
@@ -515,9 +543,9 @@ def test_discriminator_learns_every_third_step_of_an_epoch():
         new, metrics = _runner(1)(state, _batch(0))
         pairs = zip(*map(jax.tree.leaves, (state.params, new.params)), strict=True)
         assert all(np.isfinite(after).all() for _, after in pairs)
-        before, after = (s.params["discriminator"]["kernel"] for s in (state, new))
+        before, after = (s.params["discriminator"]["Dense_0"]["bias"] for s in (state, new))
         learnt.append(not np.array_equal(before, after))
-        generators = (s.params["generator"]["Conv_3"]["kernel"] for s in (state, new))
+        generators = (s.params["generator"]["Conv_0"]["kernel"] for s in (state, new))
         assert not np.array_equal(*generators)
         losses.append(float(metrics["discriminator_loss"]))
         hash_losses.append(float(metrics["hash_loss"]))
@@ -539,13 +567,18 @@ def test_discriminator_learns_every_third_step_of_an_epoch():
 def test_variants_have_the_same_state_and_metrics(class_nodes, options):
     discriminator = DISCRIMINATOR.clone(class_nodes=class_nodes, sigmoid=True)
     make_state = functools.partial(
-        generative.init_state, GENERATOR, discriminator, OPTIMIZER, OPTIMIZER, _hash_model()[1]
+        generative.init_state,
+        GENERATOR,
+        discriminator,
+        OPTIMIZER,
+        OPTIMIZER,
+        _hash_variables(SIZE),
+        image_size=SIZE,
+        num_semantics=NUM_SEMANTICS,
     )
-    state = jax.eval_shape(
-        functools.partial(make_state, image_size=SIZE, num_semantics=NUM_SEMANTICS), _key(0)
-    )
-    run = _on_one_device(_update(discriminator, **options))
-    new, metrics = jax.eval_shape(run, state, _batch(0))
+    state = jax.eval_shape(make_state, _key(0))
+    run = _on_one_device(_update(discriminator=discriminator, **options))
+    new, metrics = jax.eval_shape(run, state, _batch(0, size=SIZE))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     terms = {"adversarial_loss", "hash_loss", "reconstruction_loss", "discriminator_loss"}
     assert set(metrics) == {"loss", *terms}
@@ -566,7 +599,7 @@ def test_bad_options_are_refused():
 
 def _generate(images, semantics, **options):
     options = {"targeted": True, "epsilon": None, "generator": GENERATOR} | options
-    params = _case()[1].params["generator"]
+    params = _initial_state().params["generator"]
     return generative.generate(
         None, None, images, semantics, None, generator_params=params, **options
     )
@@ -574,7 +607,7 @@ def _generate(images, semantics, **options):
 
 def test_attack_is_one_pass_for_each_image():
     images, semantics = _uniform(0, 3, SIZE, SIZE, 3), _random(1, 3, NUM_SEMANTICS)
-    attack, params = jax.jit(_generate), _case()[1].params["generator"]
+    attack, params = jax.jit(_generate), _initial_state().params["generator"]
     actual = attack(images, semantics)
     signed = jax.jit(GENERATOR.apply)({"params": params}, 2 * images - 1, semantics)
     np.testing.assert_allclose(actual, (signed + 1) / 2, atol=1e-5)
@@ -840,20 +873,29 @@ def _golden_hash_model(case):
 
 @dataclasses.dataclass
 class _Recorded:
-    """The recorded run of one epoch, and our first step of it."""
+    """Steps from the recorded run's first state.
+
+    Attributes:
+        case: the recorded run.
+        model: its discriminator.
+        encode_fn: its hash network.
+        batches: its batches.
+        start: its first state.
+        released_gradients: the discriminator's, by the released rule.
+        clean: our state and metrics after the first step.
+        half_way: the state when the discriminator has taken its step by the released rule.
+        released: the state and metrics after our step of the generator from there.
+    """
 
     case: golden.Case
     model: generative.Discriminator
     encode_fn: networks.EncodeFn
-    state: generative.GanState
     batches: list
-    new: generative.GanState
-    metrics: dict
-
-    def gradients(self, name):
-        # Adam's first moment is zero before its first step.
-        moment = self.new.opt_states[name][0].mu
-        return jax.tree.map(lambda mu: mu / (1 - self.case.constants["betas"][0]), moment)
+    start: generative.GanState
+    released_gradients: dict
+    clean: tuple
+    half_way: generative.GanState
+    released: tuple
 
 
 @pytest.fixture(scope="module")
@@ -902,8 +944,27 @@ def recorded():
                 "mask": np.ones(rows, np.float32),
             }
         )
-    new, metrics = _on_one_device(update, **FAST_COMPILE, **NO_YNN)(state, batches[0])
-    return _Recorded(case, model, encode_fn, state, batches, new, metrics)
+    run = _on_one_device(update, **FAST_COMPILE, **NO_YNN)
+    clean = run(state, batches[0])
+    generated, *_ = _golden_pass(model, encode_fn)(state, batches[0])
+    gradients = jax.jit(_released_gradients, compiler_options=FAST_COMPILE | NO_YNN)(
+        judge_params,
+        spectral,
+        2 * batches[0]["image"] - 1,
+        generated,
+        batches[0]["label"],
+        batches[0]["target_label"],
+    )
+    updates, _ = optimizer.update(gradients, state.opt_states["discriminator"], judge_params)
+    half_way = dataclasses.replace(
+        state,
+        # No step for the discriminator.
+        step=jnp.ones((), jnp.int32),
+        params=params | {"discriminator": optax.apply_updates(judge_params, updates)},
+        spectral=_moved(judge_params, _moved(judge_params, spectral)),
+    )
+    released = run(half_way, batches[0])
+    return _Recorded(case, model, encode_fn, batches, state, gradients, clean, half_way, released)
 
 
 def _probed(case, kind, step=()):
@@ -929,100 +990,103 @@ def _gradient_errors(gradients, case, kind, step=()):
     return errors
 
 
+def _first_gradients(case, state, name):
+    """From Adam's first moment, which is zero before its first step."""
+    return jax.tree.map(
+        lambda mu: mu / (1 - case.constants["betas"][0]), state.opt_states[name][0].mu
+    )
+
+
+def _assert_moved_as_recorded(case, params, kind, step=()):
+    right = []
+    for name, layers, values in _probed(case, kind, step):
+        expected = values["param_probe_after"]
+        actual = golden.fills().probe(_to_torch(params, name, layers), expected.size)
+        right.extend(np.abs(actual - expected) < case.tolerance("of entries within"))
+    assert np.mean(right) >= case.tolerance("parameter probes")
+
+
 @functools.cache
 def _golden_pass(model, encode_fn):
-    """Compiles (generated images, their scores, their codes)"""
+    """Compiles (state, batch) -> (generated images, their scores, their codes)"""
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
-    def run(state, spectral, judge_params, batch):
+    def run(state, batch):
         images = 2 * batch["image"] - 1
-        variables = {"params": state.params["generator"]}
-        generated = generative.Generator().apply(variables, images, batch["semantics"])
-        scores = model.apply({"params": judge_params, "spectral": spectral}, generated)
+        generated = generative.Generator().apply(
+            {"params": state.params["generator"]}, images, batch["semantics"]
+        )
+        judge = {"params": state.params["discriminator"], "spectral": state.spectral}
+        scores = model.apply(judge, generated)
         return generated, scores, encode_fn(state.hash_variables, (generated + 1) / 2)
 
     return run
 
 
-def test_golden_training_losses(recorded):
-    case, constants = recorded.case, recorded.case.constants
-    rtol = case.tolerance("losses rel")
-    run = _golden_pass(recorded.model, recorded.encode_fn)
-    judge_params = recorded.new.params["discriminator"]
-    # The generator's first step sees the discriminator after two passes and its update.
-    moved = _moved(recorded.state.params["discriminator"], recorded.state.spectral)
-    moved = _moved(recorded.state.params["discriminator"], moved)
-    passes = [
-        (recorded.state, moved, case.tolerance("fake_g probes")),
-        (recorded.new, recorded.new.spectral, case.tolerance("at i=0,")),
-    ]
-    for step, (state, spectral, atol) in enumerate(passes):
-        batch = recorded.batches[step]
-        generated, scores, codes = run(state, spectral, judge_params, batch)
-        for image, expected in zip(generated, case["fake_g_probe"][step], strict=True):
-            actual = golden.fills().probe(np.moveaxis(image, -1, 0), expected.size)
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
-        np.testing.assert_allclose(scores, case["fake_g_d"][step], rtol=0, atol=atol)
-        np.testing.assert_allclose(codes, case["hash_of_fake"][step], rtol=0, atol=atol)
-        images = 2 * batch["image"] - 1
-        terms = [
-            generative.score_loss(scores, batch["target_label"], generated=False),
-            generative.mean_reconstruction(generated, images),
-            generative.linear_hash_loss(codes, batch["target_code"]),
-        ]
-        terms = [float(jnp.mean(term)) for term in terms]
-        total = np.dot([constants["dis_w"], constants["rec_w"], constants["hash_w"]], terms)
-        np.testing.assert_allclose([*terms, total], case["g_losses"][step], rtol=rtol)
-    names = ["adversarial_loss", "reconstruction_loss", "hash_loss", "loss"]
-    actual = [recorded.metrics[name] for name in names]
-    np.testing.assert_allclose(actual, case["g_losses"][0], rtol=rtol)
-    np.testing.assert_allclose(
-        recorded.metrics["discriminator_loss"], case["d_losses"][2], rtol=rtol
-    )
+def _image_errors(case, step, generated):
+    probe, recorded_probes = golden.fills().probe, case["fake_g_probe"][step]
+    channels_first = np.moveaxis(np.asarray(generated), -1, 1)
+    actual = [probe(image, recorded_probes.shape[-1]) for image in channels_first]
+    return np.abs(actual - recorded_probes)
 
 
-def test_golden_training_step(recorded):
-    case, probe = recorded.case, golden.fills().probe
-    errors = _gradient_errors(recorded.gradients("generator"), case, "G", (0,))
-    assert max(errors.values()) < case.tolerance("elsewhere) /"), errors
-    # After the second step they cannot be told from rounding: Adam's first step follows the
-    # sign even of gradients that are rounding alone, and two compilations of this very update
-    # then differ by up to 0.15 of the largest gradient.
-    right = []
-    for kind, name, step in (("G", "generator", (0,)), ("D", "discriminator", ())):
-        params = recorded.new.params[name]
-        for weight, layers, values in _probed(case, kind, step):
-            expected = values["param_probe_after"]
-            actual = probe(_to_torch(params, weight, layers), expected.size)
-            right.extend(np.abs(actual - expected) < case.tolerance("of entries within"))
-    assert np.mean(right) >= case.tolerance("parameter probes")
-
-
-def test_golden_difference_of_the_spectral_norm(recorded):
-    """What it costs to leave u and v to the power iteration, and to derive with a pass' own."""
-    case, state, batch = recorded.case, recorded.state, recorded.batches[0]
-    params = state.params["discriminator"]
-    clean = _gradient_errors(recorded.gradients("discriminator"), case, "D")
-    run = _golden_pass(recorded.model, recorded.encode_fn)
-    generated, *_ = run(state, state.spectral, params, batch)
-    released = jax.jit(_released_gradients, compiler_options=FAST_COMPILE | NO_YNN)(
-        params,
-        state.spectral,
-        2 * batch["image"] - 1,
-        generated,
-        batch["label"],
-        batch["target_label"],
-    )
-    released = _gradient_errors(released, case, "D")
+def test_golden_step_of_the_discriminator(recorded):
+    """The size of the difference that a clean spectral norm makes (see `SpectralConv`)."""
+    case, (state, metrics) = recorded.case, recorded.clean
+    rtol, tolerance = case.tolerance("losses rel"), case.tolerance("gradients")
+    expected = case["d_losses"][2]
+    np.testing.assert_allclose(metrics["discriminator_loss"], expected, rtol=rtol)
     # By the released rule the recorded gradients are met; ours differ in the first layer.
-    tolerance = case.tolerance("gradients")
+    released = _gradient_errors(recorded.released_gradients, case, "D")
     assert max(released.values()) < tolerance, released
+    clean = _gradient_errors(_first_gradients(case, state, "discriminator"), case, "D")
     first = clean.pop("main.0.weight_bar")
     assert released["main.0.weight_bar"] < first < case.tolerance("is off by up to")
     assert max(clean.values()) < tolerance, clean
-    # Adam's first step has moved the released u by the learning rate.
-    moved = _moved(params, _moved(params, state.spectral))
+    _assert_moved_as_recorded(case, state.params["discriminator"], "D")
+    # The released u has moved by the learning rate besides: Adam's first step.
     for layer in range(5):
-        left, _ = moved[f"SpectralConv_{layer}"]["vectors"]
+        left, _ = recorded.half_way.spectral[f"SpectralConv_{layer}"]["vectors"]
         step = np.abs(case[f"D_main.{2 * layer}.weight_u_after"] - left).max()
         np.testing.assert_allclose(step, case.constants["lr"], rtol=0.05)
+
+
+def test_golden_step_of_the_generator(recorded):
+    case, (state, metrics) = recorded.case, recorded.released
+    names = ["adversarial_loss", "reconstruction_loss", "hash_loss", "loss"]
+    rtol = case.tolerance("losses rel")
+    np.testing.assert_allclose([metrics[k] for k in names], case["g_losses"][0], rtol=rtol)
+    # The second step's are not compared: Adam's first one follows the sign even of gradients
+    # that are rounding alone, and after it two compilations of this same update differ by up
+    # to 0.15 of the largest gradient.
+    errors = _gradient_errors(_first_gradients(case, state, "generator"), case, "G", (0,))
+    assert max(errors.values()) < case.tolerance("elsewhere) /"), errors
+    _assert_moved_as_recorded(case, state.params["generator"], "G", (0,))
+
+
+def test_golden_images_scores_and_codes_of_both_steps(recorded):
+    case, constants = recorded.case, recorded.case.constants
+    run = _golden_pass(recorded.model, recorded.encode_fn)
+    states = [
+        (recorded.half_way, case.tolerance("fake_g probes")),
+        (recorded.released[0], case.tolerance("at i=0,")),
+    ]
+    for step, (state, atol) in enumerate(states):
+        batch = recorded.batches[step]
+        generated, scores, codes = run(state, batch)
+        assert _image_errors(case, step, generated).max() < atol
+        np.testing.assert_allclose(scores, case["fake_g_d"][step], rtol=0, atol=atol)
+        np.testing.assert_allclose(codes, case["hash_of_fake"][step], rtol=0, atol=atol)
+        terms = [
+            generative.score_loss(scores, batch["target_label"], generated=False),
+            generative.mean_reconstruction(generated, 2 * batch["image"] - 1),
+            generative.linear_hash_loss(codes, batch["target_code"]),
+        ]
+        terms = [float(jnp.mean(term)) for term in terms]
+        total = np.dot([constants[f"{name}_w"] for name in ("dis", "rec", "hash")], terms)
+        rtol = case.tolerance("losses rel")
+        np.testing.assert_allclose([*terms, total], case["g_losses"][step], rtol=rtol)
+    # With our own step of the discriminator few pixels of the second images are farther off.
+    generated, *_ = run(recorded.clean[0], recorded.batches[1])
+    errors = _image_errors(case, 1, generated)
+    assert np.mean(errors < atol) > 0.99 and errors.max() < 3 * atol

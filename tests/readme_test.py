@@ -3,6 +3,9 @@
 import pathlib
 import re
 
+import saat_jax
+from saat_jax import networks
+
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -25,3 +28,13 @@ def test_every_file_and_command_it_names_exists():
     targets = (root / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in targets, target
+
+
+def test_the_docs_name_every_attack_objective_and_network():
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    for page, names in (
+        ("attacks.md", saat_jax.ATTACKS),
+        ("models.md", {**saat_jax.OBJECTIVES, **networks.NETWORKS}),
+    ):
+        text = (docs / page).read_text()
+        assert not [name for name in names if f"`{name}`" not in text]

@@ -34,7 +34,6 @@ def _config(variant):
 
 def test_every_variant_builds():
     words = (DATASETS, objectives.OBJECTIVES, networks.NETWORKS, ("32",))
-    seen = set()
     for four in itertools.product(*words):
         for variant in (four, (*four, "prosgan")):
             config = _config(",".join(variant))
@@ -47,8 +46,7 @@ def test_every_variant_builds():
             # What the command line may set is all that the objective takes.
             options = inspect.signature(objectives.OBJECTIVES[four[1]]).parameters
             assert config["objective"].keys() == options.keys()
-            seen.add(json.dumps([variant[0], config]))
-    assert len(seen) == 4 * 7 * 15 * 2
+            json.dumps(config)
 
 
 def test_options_are_the_objectives_own_in_saat():
@@ -102,6 +100,17 @@ def test_objectives_differ_between_the_papers():
     saat, prosgan = (_config(f"coco,dpsh,vgg11,32{p}")["objective"] for p in ("", ",prosgan"))
     assert saat == {"name": "dpsh", "eta": 50, "normalizer": "bank", "known_labels": False}
     assert prosgan == saat | {"known_labels": True}
+
+
+def test_the_foreign_prefixes_of_hashnets_lists_are_dropped():
+    prefixes = {name: _config(f"{name},dph,vgg11,32")["data"]["remap"] for name in DATASETS}
+    # SPEC 1.2.
+    assert prefixes == {
+        "flickr25k": (),
+        "nuswide": ("./data/nuswide_81/=",),
+        "coco": ("/home/caozhangjie/run-czj/dataset/coco/=",),
+        "lists": (),
+    }
 
 
 def test_the_small_network_trains_on_small_images():

@@ -101,7 +101,7 @@ def test_make_schedule_knows_its_names():
     # Half a cosine: 0.2, then half of it midway, then zero.
     np.testing.assert_allclose([make("cosine")(s) for s in (0, 6, 12)], [0.2, 0.1, 0], atol=1e-9)
     np.testing.assert_allclose(make("cosine")(4), 0.15)
-    names = r"\['constant', 'cosine', 'milestones', 'thirds'\]"
+    names = r"\['constant', 'cosine', 'half_linear', 'milestones', 'thirds'\]"
     with pytest.raises(ValueError, match=f"unknown schedule 'step'; expected one of {names}"):
         make("step")
 
@@ -215,14 +215,14 @@ def test_log_lines_worked_by_hand(tmp_path):
 def test_evaluations_choose_the_best_checkpoint(tmp_path):
     asked = []
 
-    def evaluate(variables):
-        asked.append(float(variables["params"]["w"]))
-        return {"map": {10: 0.4, 20: 0.4, 25: 0.2}[asked[-1]]}
+    def evaluate(state):
+        asked.append(float(state.params["w"]))
+        return {"map": {0: 0.5, 10: 0.4, 20: 0.4, 25: 0.2}[asked[-1]]}
 
     _toy_train(tmp_path, num_epochs=5, evaluate=evaluate, evaluate_every=2)
-    # After the second and the fourth epoch, and after the last.
-    assert asked == [10, 20, 25]
-    assert [line["map"] for line in _lines(tmp_path) if "map" in line] == [0.4, 0.4, 0.2]
+    # Before the first, after the second and the fourth epoch, and after the last.
+    assert asked == [0, 10, 20, 25]
+    assert [line["map"] for line in _lines(tmp_path) if "map" in line] == [0.5, 0.4, 0.4, 0.2]
     with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
         best, latest = saved.restore(best=True), saved.restore()
     assert best.step == 10 and best.state["params"]["w"] == 10
@@ -347,8 +347,8 @@ def small_run(folder, *, delay=0.0, fail_at=None):
                 raise OSError("the disk is gone")
             yield batch
 
-    def evaluate(variables):
-        return {"map": float(np.abs(variables["params"]["hash"]["kernel"]).mean())}
+    def evaluate(state):
+        return {"map": float(np.abs(state.params["hash"]["kernel"]).mean())}
 
     return training.train(
         defenses.make_saat_update(

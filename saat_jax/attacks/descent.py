@@ -167,7 +167,7 @@ def _unit(gradient: Array) -> Array:
 
 
 # What `pgd` makes of a gradient before it takes a step.
-_UPDATES: dict[str, Callable[[Array], Array]] = {
+_DIRECTIONS: dict[str, Callable[[Array], Array]] = {
     "sign": jnp.sign,
     "raw": lambda gradient: gradient,
     "unit": _unit,
@@ -186,7 +186,7 @@ def pgd(
     num_steps: int,
     targeted: bool,
     loss: str = "focused",
-    update: str = "sign",
+    direction: str = "sign",
     alphas: Array | np.ndarray | None = None,
     random_start: bool = True,
     start: Array | None = None,
@@ -203,11 +203,11 @@ def pgd(
         target_codes: `[batch, num_bits]` in {-1, 0, +1}; a zero bit takes no part.
         rng: one key, or `[batch]` keys, which make the start of an image its own.
         epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
-        step_size: length of one step, such as `1 / 255`; see `update`.
+        step_size: length of one step, such as `1 / 255`; see `direction`.
         num_steps: number of steps.
         targeted: whether to approach the target codes rather than to leave them.
         loss: "focused" as in the released code, or "mean" as in the paper.
-        update: "sign" moves every pixel by `step_size` (SAAT's code); "raw" subtracts
+        direction: "sign" moves every pixel by `step_size` (SAAT's code); "raw" subtracts
             `step_size` times the gradient of the image's own loss (ProS-GAN's DHTA, whose
             step of 1 on the mean over a batch of 32 is a `step_size` of 1 / 32); "unit" moves
             the image by `step_size` in L2 norm (the original DHTA, which counts it in
@@ -222,14 +222,14 @@ def pgd(
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
 
     Raises:
-        ValueError: if the loss or the update is unknown, the images are not floats or
+        ValueError: if the loss or the direction is unknown, the images are not floats or
             `alphas` has another length than `num_steps`.
 
     Reference:
-        SAAT, Eq. 15 and Section IV-A; for the other updates SPEC 5.6.
+        SAAT, Eq. 15 and Section IV-A; for the other directions SPEC 5.6.
     """
-    if update not in _UPDATES:
-        raise ValueError(f"unknown update {update!r}; expected one of {sorted(_UPDATES)}")
+    if direction not in _DIRECTIONS:
+        raise ValueError(f"unknown direction {direction!r}; expected one of {sorted(_DIRECTIONS)}")
     gradient_fn = image_gradient(
         encode_fn,
         variables,
@@ -242,7 +242,7 @@ def pgd(
     )
 
     def change_fn(adversarial: Array, step: Array, _: None) -> tuple[Array, None]:
-        return step_size * _UPDATES[update](gradient_fn(adversarial, step)), None
+        return step_size * _DIRECTIONS[direction](gradient_fn(adversarial, step)), None
 
     if start is None:
         start = images + uniform_noise(rng, images, epsilon=epsilon) if random_start else images

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from saat_jax import files, hamming, networks, perturbation
+from saat_jax import files, hamming, networks, parallel, perturbation
 from saat_jax.evaluation.methods import AttackSettings, Guides
 
 Array = jax.Array
@@ -51,11 +51,12 @@ def encode(
         FloatingPointError: if a code is not finite.
         ValueError: if the batches do not cover the split.
     """
-    encoder, variables = jax.jit(encode_fn), jax.device_put(variables)
+    encoder, variables = jax.jit(encode_fn), parallel.on_every_device(variables)
     codes, seen = None, np.zeros(size, bool)
     with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
         for batch in batches:
-            soft_codes = np.asarray(encoder(variables, batch["image"], 1.0))
+            image = parallel.split_rows(batch["image"])
+            soft_codes = np.asarray(encoder(variables, image, 1.0))
             real = batch["mask"] > 0
             if codes is None:
                 codes = np.zeros((size, soft_codes.shape[1]), np.float32)
@@ -64,6 +65,8 @@ def encode(
             codes[batch["index"][real]] = soft_codes[real]
             seen[batch["index"][real]] = True
             bar.update(int(real.sum()))
+    if codes is not None:
+        codes, seen = parallel.join_rows(codes, seen)
     if codes is None or not seen.all():
         raise ValueError(f"the batches cover {int(seen.sum())} of {size} rows; pass them all")
     return np.asarray(hamming.binarize(codes)) if binary else codes
@@ -131,11 +134,11 @@ def attack_queries(
     """
     size = len(guides.rows)
     judges = {
-        name: Encoder(jax.jit(judge.encode_fn), jax.device_put(judge.variables))
+        name: Encoder(jax.jit(judge.encode_fn), parallel.on_every_device(judge.variables))
         for name, judge in {"": Encoder(encode_fn, variables), **(others or {})}.items()
     }
     craft = jax.jit(settings.build(encode_fn, guides))
-    arrays = jax.device_put(dict(guides.arrays))
+    arrays = parallel.on_every_device(dict(guides.arrays))
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
     results = [] if parts is None else _finished_parts(parts)
     compiled = None
@@ -143,15 +146,17 @@ def attack_queries(
         bar.update(sum(len(part["row"]) for part in results))
         for number, batch in enumerate(batches_from(len(results)), len(results)):
             real = batch["mask"] > 0
-            image: Any = batch["image"]
+            image = batch["image"]
             rows = np.minimum(batch["index"], size - 1)
-            call = (judges[""].variables, image, guides.rows[rows], keys(batch["index"]))
+            split = (image, guides.rows[rows], keys(batch["index"]))
+            call = (judges[""].variables, *parallel.split_rows(split))
             if compiled is None:
                 compiled = craft.lower(*call, **arrays).compile()
                 for judge in judges.values():
-                    judge.encode_fn(judge.variables, image, 1.0).block_until_ready()
+                    judge.encode_fn(judge.variables, call[1], 1.0).block_until_ready()
 
             def judged(images: Any, name: str = "", real: Any = real) -> np.ndarray:
+                images = parallel.split_rows(images)
                 soft_codes = judges[name].encode_fn(judges[name].variables, images, 1.0)
                 return np.asarray(hamming.binarize(soft_codes))[real]
 
@@ -177,22 +182,37 @@ def attack_queries(
                 files.write_arrays(parts / f"{number:06d}.npz", part)
             results.append(part)
             bar.update(int(real.sum()))
-    joined = {
-        name: np.concatenate([np.atleast_1d(r[name]) for r in results]) for name in results[0]
+    rows = np.concatenate([part["row"] for part in results])
+    example_rows = np.asarray(example_rows, int)
+    by_query = {
+        name: _all_rows([part[name] for part in results], rows, np.arange(size))
+        for name in results[0]
+        if name not in ("row", "seconds", "example_row", "example")
     }
-    shown_at = {row: place for place, row in enumerate(joined["example_row"])}
+    shown = np.concatenate([part["example_row"] for part in results])
 
     def named(prefix: str) -> dict[str, np.ndarray]:
-        return {k.removeprefix(prefix): v for k, v in joined.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in by_query.items() if k.startswith(prefix)}
 
     return AttackResult(
-        codes=joined["codes"],
-        rounded_codes=joined["rounded_codes"],
+        codes=by_query["codes"],
+        rounded_codes=by_query["rounded_codes"],
         transferred=named("transferred/"),
-        examples=joined["example"][[shown_at[row] for row in example_rows]],
+        examples=_all_rows([part["example"] for part in results], shown, example_rows),
         perturbation=perturbation.summarize_perturbation(named("perturbation/")),
-        seconds_per_image=float(joined["seconds"].sum()) / size,
+        # With several processes, of this one, for its share of the queries.
+        seconds_per_image=float(sum(part["seconds"] for part in results)) / max(len(rows), 1),
     )
+
+
+def _all_rows(values: list[np.ndarray], rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Joins the batches of all processes, in the order of the wanted rows."""
+    joined = np.concatenate(values)
+    here = np.isin(wanted, rows)
+    place = {row: i for i, row in enumerate(rows)}
+    full = np.zeros((len(wanted), *joined.shape[1:]), joined.dtype)
+    full[here] = joined[[place[row] for row in wanted[here]]]
+    return parallel.join_rows(full, here)[0]
 
 
 def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:

@@ -38,6 +38,8 @@ def _batches_from(
         image_size=dataset.image_size,
         resize=dataset.resize,
         start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
@@ -159,9 +161,10 @@ def evaluate(
     def store(name: str, codes: np.ndarray, images: np.ndarray, **fields: Any) -> None:
         examples = _examples(dataset, known, rows, codes, images, targeted=fields["targeted"])
         records[name] = {**common, "attack": name, **fields, "identity": plan[name]}
-        # The record last: it says that all is there.
-        files.write_arrays(folder / f"{name}.npz", examples)
-        files.write_json(folder / f"{name}.json", records[name])
+        if jax.process_index() == 0:
+            # The record last: it says that all is there.
+            files.write_arrays(folder / f"{name}.npz", examples)
+            files.write_json(folder / f"{name}.json", records[name])
 
     if "benign" not in records:
         codes = np.asarray(hamming.binarize(known.soft_codes))
@@ -187,7 +190,7 @@ def evaluate(
             continue
         guides = attack.guides(known)
         # Parts of another attack, or in other batches, are not this one's.
-        parts = folder / f".{name}-{plan[name][:16]}-{batch_size}"
+        parts = folder / f".{name}-{plan[name][:16]}-{_share(batch_size)}"
         result = attack_queries(
             encode_fn,
             variables,
@@ -296,7 +299,8 @@ def transfer(
         for source, (encode_fn, variables) in models.items():
             if source in table["matrix"]:
                 continue
-            parts = folder / f".{name}-{digest[:16]}-{len(table['matrix'])}-{batch_size}"
+            place = len(table["matrix"])
+            parts = folder / f".{name}-{digest[:16]}-{place}-{_share(batch_size)}"
             result = attack_queries(
                 encode_fn,
                 variables,
@@ -314,7 +318,8 @@ def transfer(
                 target: _map(protocol, known[target], codes[target], attack.targeted)
                 for target in models
             }
-            files.write_json(path, table)
+            if jax.process_index() == 0:
+                files.write_json(path, table)
             shutil.rmtree(parts)
         tables[name] = table
     return tables
@@ -337,6 +342,11 @@ def _circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, A
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _share(batch_size: int) -> str:
+    """Tells apart how the queries are batched and spread over processes."""
+    return f"{batch_size}-{jax.process_index()}-of-{jax.process_count()}"
 
 
 def _metric(targeted: bool) -> str:

@@ -1,0 +1,35 @@
+r"""Every defence against every attack: SAAT's Tables III and IV.
+
+    python -m launch.main --config configs/defenses.py:digits --workdir runs/defenses
+    python -m launch.main --config configs/defenses.py:small --workdir runs/mine \
+        --config.data.root=FOLDER
+
+The chain with three hardened models, "saat", "atrdh" and "cgat", beside the undefended one, and
+all attacks of configs/attacks.py on each. The variants are those of configs/attacks.py: "" has
+the published settings, for a GPU; the others are for a CPU, and train all defences for as many
+epochs as the demo trains SAAT, with Adam.
+
+Not yet run.
+"""
+
+import ml_collections
+
+from configs import attacks, common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is one of configs/attacks.py."""
+    config = attacks.get_config(variant)
+    config.task = "chain"
+    # Table VI's numbers of steps are of the undefended model.
+    for name in [name for name in config.attacks if name.startswith("mainstay_")]:
+        if name != "mainstay_targeted":
+            del config.attacks[name]
+    brief = config.defenses.hardened
+    config.defenses = dict(saat=common.saat(), atrdh=common.atrdh(), cgat=common.cgat())
+    if variant:
+        for stage in config.defenses.values():
+            stage.update(num_epochs=brief.num_epochs, evaluate_every=brief.evaluate_every)
+        config.defenses.atrdh.state.hidden_width = 1024
+        common.use_adam(config)
+    return config
