@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; settings are --config.NAME=VALUE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.WARNING)
+    # Orbax warns that a folder opened for reading is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
     # Imported here, so that a wrong flag is answered at once.
     import jax

@@ -733,7 +733,6 @@ def test_golden_generator():
     constants = case.constants
     params = _filled_generator(constants["fill_offset"], constants["fill_gain"])
     images = 2 * _formula_images(constants, len(case["label_feature"])) - 1
-    captured = {}
 
     @jax.jit
     def run(params):
@@ -880,7 +879,6 @@ class _Recorded:
         model: its discriminator.
         encode_fn: its hash network.
         batches: its batches.
-        start: its first state.
         released_gradients: the discriminator's, by the released rule.
         clean: our state and metrics after the first step.
         half_way: the state when the discriminator has taken its step by the released rule.
@@ -891,7 +889,6 @@ class _Recorded:
     model: generative.Discriminator
     encode_fn: networks.EncodeFn
     batches: list
-    start: generative.GanState
     released_gradients: dict
     clean: tuple
     half_way: generative.GanState
@@ -964,7 +961,7 @@ def recorded():
         spectral=_moved(judge_params, _moved(judge_params, spectral)),
     )
     released = run(half_way, batches[0])
-    return _Recorded(case, model, encode_fn, batches, state, gradients, clean, half_way, released)
+    return _Recorded(case, model, encode_fn, batches, gradients, clean, half_way, released)
 
 
 def _probed(case, kind, step=()):

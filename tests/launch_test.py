@@ -288,7 +288,7 @@ def _listed(table):
             r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]",
         ),
         ("attacks.mainstay.attack", "cw", "unknown attack 'cw'" + _listed(evaluation.ATTACKS)),
-        ("attacks.mainstay.attack", "hag", r"'hag' takes the options \\['anneal', 'balance_"),
+        ("attacks.mainstay.attack", "hag", r"'hag' takes the options \['anneal', 'balance_"),
         (
             "attacks.mainstay.loss",
             "mse",

@@ -13,7 +13,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def instance_norm(images: Array) -> Array:
-    """Standardises every channel of every image over its pixels. Shape stays
+    """Standardises every channel of every image over its pixels. Shape stays.
 
     The variance is the biased one, plus 1e-5; nothing is learnt or remembered.
     """
