@@ -143,7 +143,7 @@ def make_gan_update(
         ValueError: if a loss is unknown or a number of steps not positive.
 
     Reference:
-        ProS-GAN, Eq. 5 and 6, Algorithm 1; SPEC 5.8. Differs from the released code in the
+        ProS-GAN, Eq. 5 and Algorithm 1; SPEC 5.8. Differs from the released code in the
         spectral norm, see `SpectralConv`.
     """
     for name, known in (
