@@ -4,6 +4,8 @@ r"""Runs a task of a config.
     python -m launch.main --config configs/lists.py:small --workdir runs/mine \
         --config.data.root=FOLDER --config.task=train_hash
 
+With --distributed each process of a job runs the same command, on a folder that all see.
+
 A finished stage is skipped, a stopped one goes on where it was; both are found in the workdir.
 """
 
@@ -23,6 +25,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if abse
 _CACHE = flags.DEFINE_string(
     "compilation_cache", ".jax_cache", "Folder for compiled programs; empty for none."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Whether this is one of several processes; Slurm and pods are detected."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "ADDRESS:PORT of the first process, where the job is not detected."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +48,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from launch import tasks
+    from saat_jax import parallel
 
+    if _DISTRIBUTED.value:
+        parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -46,7 +46,14 @@ class CheckpointFolder:
                 options=ocp.CheckpointManagerOptions(read_only=True, create=False)
                 if read_only
                 else ocp.CheckpointManagerOptions(
-                    max_to_keep=count, create=True, cleanup_tmp_directories=True
+                    max_to_keep=count,
+                    create=True,
+                    cleanup_tmp_directories=True,
+                    # Saves of both kinds are under way at once; among several processes they
+                    # would wait for each other's barriers.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        barrier_sync_key_prefix=kind
+                    ),
                 ),
             )
             for kind, count in (("latest", keep), ("best", 1))

@@ -20,6 +20,30 @@ Array = jax.Array
 AXIS = "devices"
 
 
+def start(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of a job; call it before anything else of JAX.
+
+    Without arguments the job is found from its environment: Slurm, Open MPI, Cloud TPU, GKE.
+
+    Args:
+        coordinator: "ADDRESS:PORT" of the first process.
+        num_processes: number of processes.
+        process_id: which of them this is.
+
+    Raises:
+        ValueError: if there is nothing to find the job from.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except ValueError as error:
+        raise ValueError(
+            f"no job of several processes found ({error}); start the processes by Slurm, Open MPI "
+            "or on a TPU pod, or name --coordinator, --num_processes and --process_id"
+        ) from error
+
+
 def _sharding(*axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -16,7 +17,16 @@ import pytest
 from configs import attacks as attacks_config
 from configs import demo
 from launch import tasks
-from saat_jax import attacks, datasets, defenses, evaluation, networks, objectives, training
+from saat_jax import (
+    attacks,
+    checkpoints,
+    datasets,
+    defenses,
+    evaluation,
+    networks,
+    objectives,
+    training,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -251,6 +261,63 @@ def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
     config["seed"] = 3
     with pytest.raises(ValueError, match="was made with seed = 0, this run has 3"):
         tasks.run(config, tmp_path)
+
+
+# --- several processes ---
+
+
+def _restored(workdir, model):
+    with checkpoints.CheckpointFolder(workdir / "models" / model / "checkpoints") as saved:
+        return saved.restore().state
+
+
+def test_two_processes_make_what_one_makes(smoke, tmp_path, cache):
+    """Two processes of two devices each, on loopback, against one process of one device."""
+    _, workdir = smoke
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "launch.main", "--config=configs/demo.py:smoke"),
+                *(f"--workdir={tmp_path / 'run'}", f"--compilation_cache={cache}"),
+                *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
+                f"--process_id={number}",
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    # One of them reports.
+    assert ["report: " in output for output in outputs] == [True, False]
+    for model in ("pretrained", "hardened"):
+        one, two = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(state["params"])])
+            for state in (_restored(folder, model) for folder in (workdir, tmp_path / "run"))
+        )
+        # Adam makes much of small gradients; and SAAT's inner attack takes signs, so that one
+        # near zero may fall to either side, at first by as much as a step. Three steps in all.
+        np.testing.assert_allclose(one, two, atol=1e-3 if model == "pretrained" else 2e-2)
+        assert np.median(np.abs(one - two)) < (1e-6 if model == "pretrained" else 2e-3)
+        for attack in ("benign", "mainstay", "mainstay_targeted"):
+            one, two = (
+                json.loads((folder / "records" / model / f"{attack}.json").read_text())
+                for folder in (workdir, tmp_path / "run")
+            )
+            assert two["protocol"] == one["protocol"]
+            for metric, value in one["metrics"].items():
+                np.testing.assert_allclose(two["metrics"][metric], value, atol=0.05)
+    logs = [(folder / "models/hardened/metrics.jsonl") for folder in (workdir, tmp_path / "run")]
+    one, two = ([json.loads(line)["step"] for line in path.open()] for path in logs)
+    assert one == two
 
 
 # --- wrong settings ---

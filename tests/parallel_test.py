@@ -49,6 +49,31 @@ def test_replicate_and_unreplicate_round_trip():
         np.testing.assert_array_equal(actual, value)
 
 
+def test_rows_are_split_evenly_or_not_at_all():
+    tree = {"a": np.arange(16.0), "b": np.arange(32).reshape(16, 2)}
+    split = parallel.split_rows(tree)
+    assert split["b"].addressable_shards[1].data.shape == (2, 2)
+    for name, value in tree.items():
+        np.testing.assert_array_equal(split[name], value)
+    whole = parallel.split_rows(np.arange(15.0))
+    assert len(whole.sharding.device_set) == NUM_DEVICES and whole.sharding.is_fully_replicated
+    np.testing.assert_array_equal(whole, np.arange(15.0))
+
+
+def test_split_rows_and_whole_arrays_work_together():
+    rows, matrix = np.arange(24.0).reshape(8, 3), np.arange(6.0).reshape(3, 2)
+    product = jax.jit(jnp.matmul)(parallel.split_rows(rows), parallel.on_every_device(matrix))
+    assert not product.sharding.is_fully_replicated
+    np.testing.assert_array_equal(product, rows @ matrix)
+
+
+def test_join_rows_in_one_process_is_what_it_has():
+    have = np.array([True, False])
+    values, joined = parallel.join_rows({"x": np.arange(2)}, have)
+    np.testing.assert_array_equal(values["x"], [0, 1])
+    np.testing.assert_array_equal(joined, have)
+
+
 def test_pmap_update_worked_by_hand():
     # The rows 0 to 15 add up to 120, wherever they lie; their mean is 7.5.
     state = {"total": np.float32(1000), "rows": np.zeros(16, np.float32)}

@@ -171,8 +171,9 @@ def attack_queries(
             part["rounded_codes"] = judged(rounded.astype(np.float32) / 255)
             for name in others or {}:
                 part[f"transferred/{name}"] = judged(crafted, name)
-            sizes = perturbation.perturbation_metrics(image[real], adversarial[real])
-            part |= {f"perturbation/{name}": values for name, values in sizes.items()}
+            # Of padding too: a process may have nothing else.
+            sizes = perturbation.perturbation_metrics(image, adversarial)
+            part |= {f"perturbation/{name}": values[real] for name, values in sizes.items()}
             shown = np.isin(part["row"], example_rows)
             part |= {"example_row": part["row"][shown], "example": rounded[real][shown]}
             if save:
