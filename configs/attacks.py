@@ -13,7 +13,7 @@ Variants: "" has the published settings, on list files at 224 pixels: for a GPU.
 2,000, and PrototypeNets and generators of a quarter of the width, trained for fewer steps. "smoke"
 is "digits" with a few images and steps.
 
-Not yet run.
+Run on 2 CPU cores beside other work, seed 0: "digits" in 28 minutes; the table is in README.
 """
 
 from typing import Any
