@@ -33,6 +33,9 @@ from saat_jax import (
 
 Config = dict[str, Any]
 
+# What is trained for an attack: sections of config.learned.
+LEARNERS = {"tha": ("tha",), "prosgan": ("prosgan_prototypes", "prosgan")}
+
 
 class Run:
     """A config, its folder and its data, checked before any work is done.
@@ -57,7 +60,7 @@ class Run:
         _check_numbers(config)
         model = self.network(config["model"])
         self.objective = objectives.create_objective(**config["objective"])
-        for stage in (config["pretrain"], *config["defenses"].values()):
+        for stage in _stages(config).values():
             _, optimizer = make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
         for stage in config["defenses"].values():
             make_update = look_up(defenses.DEFENSES, stage["name"], "defence")
@@ -69,6 +72,13 @@ class Run:
             name: evaluation.AttackSettings.create(**settings)
             for name, settings in config["attacks"].items()
         }
+        for attack in self.suite.values():
+            absent = [s for s in LEARNERS.get(attack.attack, ()) if s not in config["learned"]]
+            if absent:
+                raise ValueError(
+                    f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
+                    "configs/attacks.py has them"
+                )
         self.data = data or _load_data(config)
         # One image's state tells whether bits and classes suit the objective.
         self.first_objective_state(self.data.train.labels[:1])
@@ -220,7 +230,7 @@ def _stages(config: Config) -> dict[str, Config]:
     return {
         "pretrain": config["pretrain"],
         **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
-        **{f"learned.{name}": stage for name, stage in config.get("learned", {}).items()},
+        **{f"learned.{name}": stage for name, stage in config["learned"].items()},
     }
 
 

@@ -361,6 +361,11 @@ def _listed(table):
             "mse",
             "unknown attack loss 'mse'" + _listed(attacks.CODE_LOSSES),
         ),
+        (
+            "attacks.mainstay",
+            {"attack": "tha", "targeted": True, "epsilon": 0.1, "step_size": 0.01, "num_steps": 1},
+            r"'tha' needs the sections \['tha'\] in config.learned",
+        ),
         ("evaluation.protocol.ties", "random", "unknown ties 'random'; expected one of average"),
         ("pretrain.batch_size", 0, "batch_size must be"),
     ],
