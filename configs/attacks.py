@@ -9,8 +9,9 @@ attacks every query by every attack, and prints the tables: SAAT's Table II with
 (Table V), iterations (Table VI) and perceptibility (Table VII).
 
 Variants: "" has SAAT's published settings, on list files at 224 pixels, and "prosgan" those of
-ProS-GAN's Tables 1 and 2 in its protocol (MAP of the whole database, targets drawn uniformly), on
-the model and training that are set as in configs/train_hash.py: both for a GPU. "digits" and
+ProS-GAN's Tables 1 and 2 in its protocol (MAP of the whole database, targets drawn uniformly); "all"
+adds the attacks that are in no table: these for a GPU. configs/train_hash.py has them for any
+objective and network. "digits" and
 "small" (list files, 64 pixels) are for a CPU: 300 and 100 steps where the papers take 1,500 and
 2,000, and PrototypeNets and generators of a quarter of the width, trained for fewer steps. "smoke"
 is "digits" with a few images and steps.
@@ -25,7 +26,7 @@ from ml_collections import config_dict
 
 from configs import demo, lists
 
-_VARIANTS = ("", "prosgan", "digits", "small", "smoke")
+_VARIANTS = ("", "prosgan", "all", "digits", "small", "smoke")
 
 
 def published_attacks() -> dict[str, dict[str, Any]]:
@@ -34,17 +35,21 @@ def published_attacks() -> dict[str, dict[str, Any]]:
     towards = dict(targeted=True, epsilon=8 / 255)
     mainstay = dict(
         attack="mainstay", step_size=1 / 255, num_steps=100, loss="focused", anneal=True,
-        random_start=True,
+        random_start=True, weighting="similarity", ties="positive",
     )  # fmt: skip
     # SAAT's settings of P2P and DHTA; their ball is 0.032, not 8 / 255 = 0.0314.
     anchor = dict(
         targeted=True, epsilon=0.032, step_size=1 / 255, num_steps=2000, loss="mean", anneal=True,
-        random_start=False, direction="sign",
+        random_start=False, direction="sign", replace=True,
     )  # fmt: skip
     return {
         "noise": dict(away, attack="noise"),
-        "hag": dict(away, attack="hag", num_steps=2000, anneal=True, learning_rate=100.0),
-        "sdha": dict(away, attack="sdha", num_steps=1500, anneal=True, learning_rate=0.01),
+        "hag": dict(
+            away, attack="hag", num_steps=2000, anneal=True, learning_rate=100.0, batch_scale=128
+        ),
+        "sdha": dict(
+            away, attack="sdha", num_steps=1500, anneal=True, learning_rate=0.01, batch_scale=128
+        ),
         "mainstay": dict(away, **mainstay),
         **{f"mainstay_{t}": dict(away, **mainstay | dict(num_steps=t)) for t in (1, 10, 50)},
         "noise_targeted": dict(towards, attack="noise"),
@@ -65,13 +70,34 @@ def published_attacks() -> dict[str, dict[str, Any]]:
     }
 
 
+def other_attacks() -> dict[str, dict[str, Any]]:
+    """The attacks of SAAT's code, and CgAT's, that are in no table."""
+    away = dict(targeted=False, epsilon=8 / 255)
+    steps = dict(away, step_size=1 / 255, num_steps=100, loss="focused", anneal=True)
+    momentum = ("bim", "ni_fgsm", "si_ni_fgsm", "vmi_fgsm", "di_fgsm")
+    return {
+        "fgsm": dict(away, attack="fgsm", loss="focused"),
+        **{name: dict(steps, attack=name) for name in momentum},
+        "cgat": dict(
+            away,
+            attack="cgat",
+            step_size=2 / 255,
+            num_steps=7,
+            loss="mean",
+            anneal=False,
+            random_start=True,
+        ),  # fmt: skip
+        "sdha_targeted": dict(published_attacks()["sdha"], targeted=True),
+    }
+
+
 def prosgan_attacks() -> dict[str, dict[str, Any]]:
     """The attacks of ProS-GAN's Tables 1 and 2, with their settings."""
     # Its released code steps along the raw gradient of a mean over 32 images, and anneals by the
     # number of the step, whatever their number: 0.1 for the first thousand.
     anchor = dict(
         targeted=True, epsilon=8 / 255, step_size=1 / 32, num_steps=2000, loss="mean", anneal=2000,
-        random_start=False, direction="raw",
+        random_start=False, direction="raw", replace=True,
     )  # fmt: skip
     signs = dict(anchor, attack="dhta", direction="sign")
     return {
@@ -92,14 +118,19 @@ def published_learners() -> dict[str, dict[str, Any]]:
         schedule=dict(name="milestones", learning_rate=1e-4),
         optimizer=dict(name="adam", beta1=0.5),
         hidden_width=4096,
-        evaluate_every=100,
         log_every=100,
         checkpoint_every=3000,
     )
     return {
-        "tha": dict(prototypes, batch_size=128, options=dict(pairs="circle", softplus=True)),
+        "tha": dict(
+            prototypes,
+            batch_size=128,
+            options=dict(pairs="circle", softplus=True, reduction="mean"),
+        ),
         "prosgan_prototypes": dict(
-            prototypes, batch_size=64, options=dict(pairs="likelihood", reduction="mean")
+            prototypes,
+            batch_size=64,
+            options=dict(pairs="likelihood", softplus=True, reduction="mean"),
         ),
         "prosgan": dict(
             num_epochs=100,
@@ -123,6 +154,7 @@ def published_learners() -> dict[str, dict[str, Any]]:
                 hash_weight=5.0,
                 hash_loss="linear",
                 discriminator_every=3,
+                adversarial_weight=1.0,
             ),
         ),
     }
@@ -135,6 +167,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     bases = {
         "": lambda: lists.get_config(),
         "prosgan": lambda: lists.get_config(),
+        "all": lambda: lists.get_config(),
         "digits": lambda: demo.get_config(),
         "small": lambda: lists.get_config("small"),
         "smoke": lambda: demo.get_config("smoke"),
@@ -145,15 +178,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.learned = published_learners()
     if variant == "prosgan":
         config.attacks = prosgan_attacks()
-        config.evaluation.protocol.update(k=None, targets="uniform")
+        # References, since a mere None could not be set to a number.
+        config.evaluation.protocol.k = config_dict.FieldReference(None, int)
+        config.evaluation.protocol.targets = "uniform"
+    elif variant == "all":
+        config.attacks.update(other_attacks())
     elif variant:
-        for name in ("hag", "sdha", "p2p", "dhta"):
-            config.attacks[name].num_steps = 100 if variant == "small" else 300
-        for name in ("tha", "prosgan_prototypes"):
-            config.learned[name].update(num_epochs=10, hidden_width=1024)
-            config.learned[name].schedule.learning_rate = 1e-3
-        config.learned.prosgan.update(num_epochs=8 if variant == "small" else 20, base_width=16)
-        config.learned.prosgan.schedule.learning_rate = 1e-3
+        shorten(config, num_steps=100 if variant == "small" else 300)
+        config.learned.prosgan.num_epochs = 8 if variant == "small" else 20
     if variant == "smoke":
         for settings in config.attacks.values():
             if "num_steps" in settings:
@@ -163,3 +195,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             if "steps_per_epoch" in stage:
                 stage.steps_per_epoch = 4
     return config
+
+
+def shorten(config: ml_collections.ConfigDict, *, num_steps: int) -> None:
+    """Makes the long attacks and what is learned for attacks small enough for a CPU."""
+    for settings in config.attacks.values():
+        if settings.get("num_steps", 0) > 1000:
+            settings.num_steps = num_steps
+    for name in ("tha", "prosgan_prototypes"):
+        config.learned[name].update(num_epochs=10, hidden_width=1024)
+        config.learned[name].schedule.learning_rate = 1e-3
+    config.learned.prosgan.update(num_epochs=8, base_width=16)
+    config.learned.prosgan.schedule.learning_rate = 1e-3

@@ -76,7 +76,7 @@ def get_base() -> ml_collections.ConfigDict:
         checkpoint="latest",
         batch_size=128,
         # k = 5000 as SAAT; None ranks the whole database, as ProS-GAN.
-        protocol=dict(k=5000, ties="average", normalizer="hits", targets="disjoint"),
+        protocol=dict(k=5000, ties="average", normalizer="hits", targets="disjoint", min_count=1),
         # Queries kept for the report's pictures.
         num_examples=6,
     )

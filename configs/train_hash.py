@@ -21,7 +21,8 @@ The papers start from ImageNet's weights. Nothing is downloaded here; torchvisio
     python -c "import torch, torchvision.models as m; \
         torch.save(m.vgg11(weights='IMAGENET1K_V1').state_dict(), 'vgg11.pth')"
 
-With --config.task=chain the network is hardened and attacked too, as in configs/lists.py.
+With --config.task=compare_attacks the network is then attacked by all attacks of that paper, as in
+configs/attacks.py; with --config.task=chain it is hardened by SAAT before.
 
 Run on 2 CPU cores beside other work, convnet, 32 bits, MAP@5000: 10 epochs on 5,600 canvases of
 CIFAR-10 photos, 4 to 8 minutes each: csq 48.6 %, dph 50.8, dpn 46.6, dpsh 40.9, hashnet 50.3, hswd
@@ -34,7 +35,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from configs import lists
+from configs import attacks, lists
 
 # Beginnings of paths in HashNet's lists, whose images are then looked for in the folder.
 _REMAP = {
@@ -124,6 +125,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.pretrain.optimizer.update(
             momentum=values["momentum"], weight_decay=values["weight_decay"]
         )
+    config.attacks = (
+        attacks.prosgan_attacks() if protocol == "prosgan" else attacks.published_attacks()
+    )
+    config.learned = attacks.published_learners()
+    if network == "convnet":
+        attacks.shorten(config, num_steps=100)
     config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
     config.evaluation.protocol.targets = values["targets"]
     return config

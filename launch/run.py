@@ -32,6 +32,8 @@ from saat_jax import (
 )
 
 Config = dict[str, Any]
+# (encode_fn, variables, the checkpoint they are from).
+Model = tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]
 
 # What is trained for an attack: sections of config.learned.
 LEARNERS = {"tha": ("tha",), "prosgan": ("prosgan_prototypes", "prosgan")}
@@ -43,7 +45,7 @@ class Run:
     Args:
         config: plain nested dict, as `configs/` make it.
         workdir: folder of the run.
-        data: the config's data, if they are loaded already.
+        data: the data of another run, which borrows this one's models; by default the config's.
 
     Raises:
         ValueError: if the data or a setting of the config is wrong.
@@ -56,6 +58,8 @@ class Run:
         data: datasets.Dataset | None = None,
     ):
         self.config = config
+        # With another run's data it is that run's guest, and leaves its folder as it is.
+        self._guest = data is not None
         self.workdir = pathlib.Path(workdir).absolute()
         _check_numbers(config)
         model = self.network(config["model"])
@@ -81,7 +85,12 @@ class Run:
                 )
         self.data = data or _load_data(config)
         # One image's state tells whether bits and classes suit the objective.
-        self.first_objective_state(self.data.train.labels[:1])
+        state = self.first_objective_state(self.data.train.labels[:1])
+        if state.scale is None and config["learned"].get("prosgan", {}).get("training_scale"):
+            raise ValueError(
+                "learned.prosgan.training_scale needs an objective with a tanh scale (hashnet, "
+                f"hswd), got {config['objective']['name']!r}; set it to False"
+            )
         for warning in self.data.warnings:
             print(f"note: {warning}")
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -117,7 +126,7 @@ class Run:
 
     def accept(self) -> None:
         """Stores the config: it fits what the folder holds."""
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._guest:
             files.write_json(self.workdir / "config.json", self.config)
 
     def network(self, model: Config) -> nn.Module:
@@ -155,8 +164,8 @@ class Run:
     def _target_labels(self) -> np.ndarray:
         """The targets of the run, drawn once and stored."""
         path = self.workdir / "targets.npz"
-        protocol = self.protocol.targets
-        made_for = f"{self.identity['data']} seed {self.config['seed']} {protocol}"
+        rule = {"protocol": self.protocol.targets, "min_count": self.protocol.min_count}
+        made_for = f"{self.identity['data']} seed {self.config['seed']} {rule}"
         if path.is_file():
             with np.load(path) as file:
                 if str(file["made_for"]) == made_for:
@@ -166,14 +175,15 @@ class Run:
             self.data.query.labels,
             self.data.database.labels,
             rng,
-            protocol=protocol,
+            protocol=self.protocol.targets,
+            min_count=self.protocol.min_count,
         )
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._guest:
             files.write_arrays(path, {"target_labels": labels, "made_for": np.array(made_for)})
         return labels
 
-    def load_model(self, name: str) -> tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]:
-        """Reads a trained model: (encode_fn, variables, the checkpoint they are from).
+    def load_model(self, name: str) -> Model:
+        """Reads a trained model.
 
         Raises:
             ValueError: if it has not been trained to its end in this folder, or was trained

@@ -1,6 +1,7 @@
 """The stages of a run that train something; each is skipped if done, and goes on if stopped."""
 
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from launch.run import Config, Run, look_up, make_optimizer
+from launch.run import Config, Model, Run, look_up, make_optimizer
 from saat_jax import (
     checkpoints,
     datasets,
@@ -67,7 +68,7 @@ def _train(
         schedule=schedule,
         record=record,
         evaluate=evaluate,
-        evaluate_every=stage["evaluate_every"],
+        evaluate_every=stage.get("evaluate_every", 1),
         log_every=stage["log_every"],
         checkpoint_every=stage["checkpoint_every"],
         title=title,
@@ -133,14 +134,19 @@ def train_hash(run: Run) -> None:
         variables = networks.init_variables(
             model, jax.random.key(config["seed"]), image_size=data.image_size
         )
-        if config["model"]["weights"]:
-            variables, report = networks.load_torch_weights(variables, config["model"]["weights"])
+        if weights:
+            variables, report = networks.load_torch_weights(variables, weights)
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
         state = run.first_objective_state(data.train.labels)
         return defenses.init_state(variables, optimizer, state)
 
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
-    made_from = {"pretrain": _settings(config["pretrain"])}
+    weights = config["model"]["weights"]
+    made_from = {
+        "pretrain": _settings(config["pretrain"]),
+        # Its path says nothing of what is in it.
+        "weights": weights and hashlib.sha256(pathlib.Path(weights).read_bytes()).hexdigest(),
+    }
     _train_hashing_network(
         run, "pretrained", config["pretrain"], model, update, make_state, made_from
     )
@@ -174,27 +180,36 @@ def harden(run: Run, name: str) -> None:
         **stage["options"],
     )
     model = run.network(pretrained.record["model"])
-    made_from = {"pretrained": pretrained.record["identity"], "defense": _settings(stage)}
+    # The step tells the best checkpoint from the latest.
+    start = {**pretrained.record["identity"], "step": pretrained.step}
+    made_from = {"pretrained": start, "defense": _settings(stage)}
     _train_hashing_network(run, name, stage, model, update, make_state, made_from)
 
 
-def learn_attacks(run: Run, name: str) -> dict[str, evaluation.Learned]:
+def learn_attacks(run: Run, name: str, model: Model) -> dict[str, evaluation.Learned]:
     """Trains what the attacks of the suite need to know of a model: PrototypeNet, generator.
+
+    Args:
+        run: gives the suite, the data and config.learned.
+        name: of the model.
+        model: as `run.load_model` returned it.
 
     Returns:
         The guides by attack, for `evaluation.evaluate`.
     """
     wanted = {settings.attack for settings in run.suite.values()}
     learners = {"tha": _learn_tha, "prosgan": _learn_prosgan}
-    return {attack: learn(run, name) for attack, learn in learners.items() if attack in wanted}
+    return {
+        attack: learn(run, name, model) for attack, learn in learners.items() if attack in wanted
+    }
 
 
 def _learn_prototypes(
-    run: Run, name: str, stage_name: str, net_name: str
+    run: Run, name: str, model: Model, stage_name: str, net_name: str
 ) -> tuple[prototypes.ThaPrototypeNet, Any, Config]:
     """A PrototypeNet trained on a model's codes: (network, parameters, identity)."""
     stage, data = run.config["learned"][stage_name], run.data
-    encode_fn, variables, found = run.load_model(name)
+    encode_fn, variables, found = model
     folder = run.workdir / "learned" / name / stage_name
     net = prototypes.create_prototype_net(
         net_name,
@@ -246,8 +261,8 @@ def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
     return found
 
 
-def _learn_tha(run: Run, name: str) -> evaluation.Learned:
-    net, params, identity = _learn_prototypes(run, name, "tha", "tha")
+def _learn_tha(run: Run, name: str, model: Model) -> evaluation.Learned:
+    net, params, identity = _learn_prototypes(run, name, model, "tha", "tha")
 
     def guides(labels: np.ndarray) -> evaluation.Guides:
         codes = np.asarray(prototypes.prototype_codes(net, params, labels))
@@ -256,11 +271,13 @@ def _learn_tha(run: Run, name: str) -> evaluation.Learned:
     return evaluation.Learned(guides, identity)
 
 
-def _learn_prosgan(run: Run, name: str) -> evaluation.Learned:
+def _learn_prosgan(run: Run, name: str, model: Model) -> evaluation.Learned:
     """PrototypeNet first, then generator and discriminator."""
     stage, data = run.config["learned"]["prosgan"], run.data
-    net, prototype_params, made_from = _learn_prototypes(run, name, "prosgan_prototypes", "prosgan")
-    encode_fn, variables, found = run.load_model(name)
+    net, prototype_params, made_from = _learn_prototypes(
+        run, name, model, "prosgan_prototypes", "prosgan"
+    )
+    encode_fn, variables, found = model
     if stage["training_scale"]:
         encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
     folder = run.workdir / "learned" / name / "prosgan"
@@ -300,7 +317,8 @@ def _learn_prosgan(run: Run, name: str) -> evaluation.Learned:
         chosen = np.random.default_rng(seed).integers(len(targets), size=len(rows))
         semantics = table["semantics"][chosen]
         generated = np.asarray(generate(state.params["generator"], images, semantics))
-        _save_grid(folder / "samples" / f"step_{int(state.step):07d}.png", images, generated)
+        if jax.process_index() == 0:
+            _save_grid(folder / "samples" / f"step_{int(state.step):07d}.png", images, generated)
         soft_codes = np.asarray(encode(variables, generated, 1.0))
         return {
             "sample_agreement": float(np.mean(np.sign(soft_codes) * table["target_code"][chosen])),

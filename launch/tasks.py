@@ -13,9 +13,12 @@ from saat_jax import defenses, evaluation, reports
 
 def train_defenses(run: Run, *, kind: str | None = None) -> None:
     """Trains every defence of the config, or those of one kind."""
-    for name, stage in run.config["defenses"].items():
-        if kind in (None, stage["name"]):
-            harden(run, name)
+    kinds = {name: stage["name"] for name, stage in run.config["defenses"].items()}
+    wanted = [name for name, found in kinds.items() if kind in (None, found)]
+    if not wanted:
+        raise ValueError(f"config.defenses has no {kind or 'defence'}, it has {kinds}; add one")
+    for name in wanted:
+        harden(run, name)
 
 
 def evaluate(run: Run, *, save_images: bool = False) -> None:
@@ -24,7 +27,7 @@ def evaluate(run: Run, *, save_images: bool = False) -> None:
     names = ["pretrained", *run.config["defenses"]]
     trained = [name for name in names if run.folder(name).is_dir()]
     for name in settings["models"] or trained or ["pretrained"]:
-        encode_fn, variables, found = run.load_model(name)
+        model = encode_fn, variables, found = run.load_model(name)
         run.accept()
         evaluation.evaluate(
             encode_fn,
@@ -36,7 +39,7 @@ def evaluate(run: Run, *, save_images: bool = False) -> None:
             folder=run.workdir / "records" / name,
             identity={"record": found.record["identity"], "step": found.step},
             batch_size=settings["batch_size"],
-            learned=learn_attacks(run, name),
+            learned=learn_attacks(run, name, model),
             num_examples=settings["num_examples"],
             save_images=save_images,
             progress=True,
@@ -72,13 +75,15 @@ def compare_attacks(run: Run) -> None:
 def transfer(run: Run) -> None:
     """Crafts images on each model of other runs, judges them on all, and prints the matrices."""
     models, identities, learned = {}, {}, {}
+    if not run.config["transfer"]["models"]:
+        raise ValueError("config.transfer.models is empty; name models as WORKDIR:MODEL")
     for place in run.config["transfer"]["models"]:
         workdir, _, name = place.rpartition(":")
         other = run.other(workdir)
-        encode_fn, variables, found = other.load_model(name)
+        model = encode_fn, variables, found = other.load_model(name)
         models[place] = evaluation.Encoder(encode_fn, variables)
         identities[place] = {"record": found.record["identity"], "step": found.step}
-        learned[place] = learn_attacks(other, name)
+        learned[place] = learn_attacks(other, name, model)
     run.accept()
     tables = evaluation.transfer(
         models,

@@ -12,6 +12,7 @@ import chex
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -195,6 +196,12 @@ class StopSignal:
     def _receive(self, *_: object) -> None:
         self.received = True
 
+    def on_any_process(self) -> bool:
+        """Whether any process was told to stop: all must save the same step."""
+        if jax.process_count() == 1:
+            return self.received
+        return bool(multihost_utils.process_allgather(np.array(self.received)).any())
+
 
 def variables_of(state: defenses.TrainState) -> dict[str, Any]:
     """The network's variables in a training state, as `encode_fn` takes them."""
@@ -290,7 +297,8 @@ def train(
                 log.write(step, epoch, {**means, "learning_rate": float(schedule(step - 1))})
                 bar.set_postfix({"loss": f"{means['loss']:.4f}"})
                 pending = []
-            if not (checkpoint or stop.received):
+            stopped = stop.on_any_process()
+            if not (checkpoint or stopped):
                 continue
             host = parallel.unreplicate(replicated)
             _check_finite(host.params, step)
@@ -302,7 +310,7 @@ def train(
                     save(host, best=True)
             pending = _fetch(pending)
             save(host, best=False)
-            if stop.received and step < num_steps:
+            if stopped and step < num_steps:
                 saved.wait()
                 log.close()
                 raise Interrupted(f"stopped by SIGTERM at step {step} of {num_steps}, saved")

@@ -13,6 +13,7 @@ from saat_jax.attacks.code_losses import code_loss as code_loss
 from saat_jax.attacks.code_losses import focused_loss as focused_loss
 from saat_jax.attacks.code_losses import mean_loss as mean_loss
 from saat_jax.attacks.descent import bim as bim
+from saat_jax.attacks.descent import check_direction as check_direction
 from saat_jax.attacks.descent import fgsm as fgsm
 from saat_jax.attacks.descent import noise as noise
 from saat_jax.attacks.descent import pgd as pgd

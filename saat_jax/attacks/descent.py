@@ -174,6 +174,12 @@ _DIRECTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def check_direction(name: str) -> None:
+    """Refuses an unknown `direction` of `pgd` with a ValueError that names the known."""
+    if name not in _DIRECTIONS:
+        raise ValueError(f"unknown direction {name!r}; expected one of {sorted(_DIRECTIONS)}")
+
+
 def pgd(
     encode_fn: EncodeFn,
     variables: chex.ArrayTree,
@@ -228,8 +234,7 @@ def pgd(
     Reference:
         SAAT, Eq. 15 and Section IV-A; for the other directions SPEC 5.6.
     """
-    if direction not in _DIRECTIONS:
-        raise ValueError(f"unknown direction {direction!r}; expected one of {sorted(_DIRECTIONS)}")
+    check_direction(direction)
     gradient_fn = image_gradient(
         encode_fn,
         variables,

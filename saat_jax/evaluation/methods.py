@@ -117,9 +117,13 @@ def own_guides(known: Knowledge, *, targeted: bool) -> Guides:
 
 def relevant_guides(known: Knowledge, *, targeted: bool) -> Guides:
     """The labels, and the training codes that share one: the set that SDHA leaves or joins."""
-    voted = _voted(mainstay.consensus_codes, known, targeted)
+    theory = _voted(mainstay.consensus_codes, known, targeted).theory
+    if not targeted:
+        # A query to which nothing is relevant flees its own code.
+        own = -np.asarray(hamming.binarize(known.soft_codes))
+        theory = np.where(np.any(theory, axis=1, keepdims=True), theory, own)
     arrays = {"code_bank": known.train_codes, "bank_labels": known.train_labels}
-    return Guides(known.aim(targeted), voted.theory, arrays)
+    return Guides(known.aim(targeted), theory, arrays)
 
 
 def anchor_guides(
@@ -251,6 +255,14 @@ class AttackSettings:
             raise ValueError(f"num_steps must not be negative, got {options['num_steps']}")
         if "loss" in options:
             attacks.code_loss(options["loss"], targeted=targeted)
+        if "direction" in options:
+            attacks.check_direction(options["direction"])
+        anneal = options.get("anneal", False)
+        if not isinstance(anneal, bool) and anneal < options["num_steps"]:
+            raise ValueError(
+                f"anneal must be True, False or at least num_steps = {options['num_steps']}, "
+                f"got {anneal}"
+            )
         return cls(attack, targeted, epsilon, options)
 
     def asdict(self) -> dict[str, Any]:

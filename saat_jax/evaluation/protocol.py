@@ -18,6 +18,7 @@ class Protocol:
         normalizer: "hits" or "min(k,relevant)", see `retrieval.map_at_k`.
         seed: of random starts and target labels.
         targets: how target labels are drawn, see `attacks.select_target_labels`.
+        min_count: how often the database must hold a target's labels, see there.
         precision: of float32 products on accelerators, as the run has set it in JAX.
     """
 
@@ -26,6 +27,7 @@ class Protocol:
     normalizer: str
     seed: int
     targets: Literal["disjoint", "uniform"] = "disjoint"
+    min_count: int = 1
     precision: str = "highest"
 
     def __post_init__(self) -> None:

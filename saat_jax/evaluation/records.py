@@ -137,10 +137,11 @@ def evaluate(
     records = {}
     for name, digest in plan.items():
         record = _finished(folder / f"{name}.json", digest)
-        images_wanted = save_images and name in suite
-        if not (folder / f"{name}.npz").is_file():
+        if record is None or not (folder / f"{name}.npz").is_file():
             continue
-        if record and not (images_wanted and _num_images(folder / name) < len(dataset.query)):
+        # Images of this very attack, and all of them.
+        has_images = record["images_saved"] and _num_images(folder / name) == len(dataset.query)
+        if has_images or not (save_images and name in suite):
             records[name] = record
     if len(records) == len(plan):
         return records
@@ -183,6 +184,7 @@ def evaluate(
             curves=curves,
             perturbation=None,
             settings=None,
+            images_saved=False,
             seconds_per_image=None,
         )
     for name, attack in suite.items():
@@ -190,7 +192,8 @@ def evaluate(
             continue
         guides = attack.guides(known)
         # Parts of another attack, or in other batches, are not this one's.
-        parts = folder / f".{name}-{plan[name][:16]}-{_share(batch_size)}"
+        kind = "png" if save_images else "codes"
+        parts = folder / f".{name}-{plan[name][:16]}-{kind}-{_share(batch_size)}"
         result = attack_queries(
             encode_fn,
             variables,
@@ -215,6 +218,7 @@ def evaluate(
             curves=curves,
             perturbation=result.perturbation,
             settings=attack.asdict(),
+            images_saved=save_images,
             seconds_per_image=result.seconds_per_image,
         )
         shutil.rmtree(parts)
@@ -280,7 +284,12 @@ def transfer(
     }
     tables = {}
     for name, attack in suite.items():
-        digest = _digest({**shared, "settings": attack.asdict()})
+        trained = {
+            model: networks_of[attack.attack].identity
+            for model, networks_of in (learned or {}).items()
+            if attack.attack in networks_of
+        }
+        digest = _digest({**shared, "settings": attack.asdict(), "learned": trained})
         path = folder / f"{name}.json"
         table = _finished(path, digest) or {
             **common,
@@ -299,8 +308,8 @@ def transfer(
         for source, (encode_fn, variables) in models.items():
             if source in table["matrix"]:
                 continue
-            place = len(table["matrix"])
-            parts = folder / f".{name}-{digest[:16]}-{place}-{_share(batch_size)}"
+            crafted_on = _digest({"matrix": digest, "source": source})
+            parts = folder / f".{name}-{crafted_on[:16]}-{_share(batch_size)}"
             result = attack_queries(
                 encode_fn,
                 variables,

@@ -241,12 +241,12 @@ class Discriminator(nn.Module):
             `[batch, num_classes + 1]` scores, the last of being generated; or that one alone.
 
         Raises:
-            ValueError: if height or width is no multiple of 32.
+            ValueError: if height or width is less than 32.
         """
         _, height, width, _ = images.shape
-        if height % 32 or width % 32:
+        if min(height, width) < 32:
             raise ValueError(
-                "the discriminator needs height and width in multiples of 32 pixels, "
+                "the discriminator needs height and width of at least 32 pixels, "
                 f"got {height} x {width}; resize the images"
             )
         x = images

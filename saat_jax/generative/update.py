@@ -62,7 +62,7 @@ def init_state(
         discriminator_optimizer: another.
         hash_variables: of the hash network under attack.
         rng: key of the initial parameters.
-        image_size: height and width of the images, a multiple of 32 pixels.
+        image_size: height and width of the images, a multiple of 16, at least 32 pixels.
         num_semantics: length of a semantic vector.
 
     Raises:
