@@ -9,9 +9,9 @@ attacks every query by every attack, and prints the tables: SAAT's Table II with
 (Table V), iterations (Table VI) and perceptibility (Table VII).
 
 Variants: "" has SAAT's published settings, on list files at 224 pixels, and "prosgan" those of
-ProS-GAN's Tables 1 and 2 in its protocol (MAP of the whole database, targets drawn uniformly); "all"
-adds the attacks that are in no table: these for a GPU. configs/train_hash.py has them for any
-objective and network. "digits" and
+ProS-GAN's Tables 1 and 2 in its protocol (MAP of the whole database, targets drawn uniformly);
+"all" adds the attacks that are in no table: these are for a GPU, and not yet run.
+configs/train_hash.py has them for any objective and network. "digits" and
 "small" (list files, 64 pixels) are for a CPU: 300 and 100 steps where the papers take 1,500 and
 2,000, and PrototypeNets and generators of a quarter of the width, trained for fewer steps. "smoke"
 is "digits" with a few images and steps.

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             del config.attacks[name]
     brief = config.defenses.hardened
     config.defenses = dict(saat=common.saat(), atrdh=common.atrdh(), cgat=common.cgat())
-    if variant not in ("", "prosgan"):
+    if variant in ("digits", "small", "smoke"):
         for stage in config.defenses.values():
             stage.update(num_epochs=brief.num_epochs, evaluate_every=brief.evaluate_every)
         config.defenses.atrdh.state.hidden_width = 1024

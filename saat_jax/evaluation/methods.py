@@ -117,13 +117,13 @@ def own_guides(known: Knowledge, *, targeted: bool) -> Guides:
 
 def relevant_guides(known: Knowledge, *, targeted: bool) -> Guides:
     """The labels, and the training codes that share one: the set that SDHA leaves or joins."""
-    theory = _voted(mainstay.consensus_codes, known, targeted).theory
+    codes = _voted(mainstay.consensus_codes, known, targeted).rows
     if not targeted:
         # A query to which nothing is relevant flees its own code.
-        own = -np.asarray(hamming.binarize(known.soft_codes))
-        theory = np.where(np.any(theory, axis=1, keepdims=True), theory, own)
+        own = np.asarray(hamming.binarize(known.soft_codes))
+        codes = np.where(np.any(codes, axis=1, keepdims=True), codes, own)
     arrays = {"code_bank": known.train_codes, "bank_labels": known.train_labels}
-    return Guides(known.aim(targeted), theory, arrays)
+    return Guides(known.aim(targeted), codes if targeted else -codes, arrays)
 
 
 def anchor_guides(
