@@ -157,7 +157,7 @@ def test_encode_refuses_a_part_of_the_split(problem):
         ({"epsilon": None}, "epsilon of attack 'mainstay' must be 0 or more, got None"),
         ({"epsilon": -0.1}, "epsilon of attack 'mainstay' must be 0 or more, got -0.1"),
         ({"num_steps": -1}, "num_steps must not be negative, got -1"),
-        ({"momentum": 1.0}, r"takes the options \['anneal', 'loss', 'num_steps', .* needs"),
+        ({"momentum": 1.0}, r"takes the options \['anneal', 'direction', 'loss', .* needs"),
         ({"attack": "noise"}, r"takes the options \[\] and needs \[\], got \['anneal', 'num"),
     ],
 )

@@ -14,17 +14,18 @@ from saat_jax import networks, objectives
 
 DATASETS = ("flickr25k", "nuswide", "coco", "lists")
 # SPEC 0, 2.1, 2.3, 3.1 and 7.1.
+COMMON_PROTOCOL = {"ties": "average", "normalizer": "hits", "min_count": 1}
 SAAT = {
     "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "thirds", "learning_rate": 0.01},
     "input_norm": True,
-    "protocol": {"k": 5000, "ties": "average", "normalizer": "hits", "targets": "disjoint"},
+    "protocol": COMMON_PROTOCOL | {"k": 5000, "targets": "disjoint"},
 }
 PROSGAN = {
     "optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 1e-5},
     "schedule": {"name": "thirds", "learning_rate": 0.05},
     "input_norm": False,
-    "protocol": {"k": None, "ties": "average", "normalizer": "hits", "targets": "uniform"},
+    "protocol": COMMON_PROTOCOL | {"k": None, "targets": "uniform"},
 }
 
 
