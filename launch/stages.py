@@ -145,11 +145,16 @@ def train_hash(run: Run) -> None:
     made_from = {
         "pretrain": _settings(config["pretrain"]),
         # Its path says nothing of what is in it.
-        "weights": weights and hashlib.sha256(pathlib.Path(weights).read_bytes()).hexdigest(),
+        "weights": _digest(pathlib.Path(weights)),
     }
     _train_hashing_network(
         run, "pretrained", config["pretrain"], model, update, make_state, made_from
     )
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Of a file's bytes; empty if there is no such file, which who reads it will say."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def harden(run: Run, name: str) -> None:

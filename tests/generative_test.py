@@ -230,7 +230,7 @@ def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match="multiples of 16 pixels, got 32 x 40"):
         _shapes(GENERATOR, _signed(1, 32, 40), semantics)
     with pytest.raises(ValueError, match="at least 32 pixels, got 16 x 64"):
-        _shapes(DISCRIMINATOR, _signed(1, 48, 64))
+        _shapes(DISCRIMINATOR, _signed(1, 16, 64))
     with pytest.raises(ValueError, match="multiple of 8, got 12"):
         _shapes(generative.Generator(base_width=12), _signed(1, 32, 32), semantics)
 
