@@ -167,8 +167,10 @@ def harden(run: Run, name: str) -> None:
         codes = run.encode(encode_fn, variables, data.train)
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
         # Class codes, counts and parameters go on from the end of pretraining.
-        remembered = pretrained.state["objective"]
-        state = objectives.State(**{k: v for k, v in remembered.items() if v is not None})
+        remembered = {k: v for k, v in pretrained.state["objective"].items() if v is not None}
+        if "bank" in remembered:
+            remembered["bank"] = objectives.CodeBank(**remembered["bank"])
+        state = objectives.State(**jax.tree.map(jax.numpy.asarray, remembered))
         return defenses.FIRST_STATES[stage["name"]](
             variables,
             optimizer,

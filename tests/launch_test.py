@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from configs import attacks as attacks_config
+from configs import defenses as defenses_config
 from configs import demo
 from launch import tasks
 from saat_jax import (
@@ -241,6 +243,19 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     config["learned"]["tha"]["schedule"]["learning_rate"] = 1.0
     with pytest.raises(ValueError, match=r"learned.schedule.learning_rate = 0.001, this run has 1"):
         tasks.run(config, workdir)
+
+
+def test_rival_defences_train_from_the_same_model(smoke, tmp_path):
+    _, workdir = smoke
+    shutil.copytree(workdir / "models" / "pretrained", tmp_path / "models" / "pretrained")
+    config = defenses_config.get_config("smoke").to_dict() | {"task": "harden"}
+    del config["defenses"]["saat"]
+    tasks.run(config, tmp_path)
+    for name, metric in (("atrdh", "prototype_loss"), ("cgat", "quantization_loss")):
+        lines = (tmp_path / "models" / name / "metrics.jsonl").read_text().splitlines()
+        assert {metric, "map", "loss"} <= set().union(*map(json.loads, lines))
+    with pytest.raises(ValueError, match="config.defenses has no saat, it has {'atrdh': 'atrdh'"):
+        tasks.run(config | {"task": "train_saat"}, tmp_path)
 
 
 def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
