@@ -586,7 +586,7 @@ def test_bim_and_fgsm_are_pgd_from_the_images(targeted):
     expected = _pgd(problem, random_start=False, targeted=targeted)
     np.testing.assert_allclose(actual, expected, atol=ROUNDING)
     # One step as long as the radius: the corner of the ball that the gradient points to.
-    adversarial = descent.fgsm(*problem, rng, epsilon=EPSILON, targeted=targeted)
+    adversarial = descent.fgsm(*problem, rng, epsilon=EPSILON, targeted=targeted, alpha=1.0)
     encode_fn, variables, images, target_codes = problem
     gradient = jax.grad(
         lambda images: jnp.sum(
