@@ -144,22 +144,13 @@ class Run:
         """Where a model's checkpoints and metrics are."""
         return self.workdir / "models" / model
 
-    def batches(self, split: datasets.Split) -> Any:
-        """A split in row order, in batches for evaluation."""
-        return datasets.eval_batches(
-            split,
-            batch_size=self.config["evaluation"]["batch_size"],
-            image_size=self.data.image_size,
-            resize=self.data.resize,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
     def encode(
         self, encode_fn: networks.EncodeFn, variables: Any, split: datasets.Split
     ) -> np.ndarray:
         """The codes of a split."""
-        return evaluation.encode(encode_fn, variables, self.batches(split), size=len(split))
+        batch_size = self.config["evaluation"]["batch_size"]
+        batches = evaluation.batches_from(self.data, split, batch_size)(0)
+        return evaluation.encode(encode_fn, variables, batches, size=len(split))
 
     def _target_labels(self) -> np.ndarray:
         """The targets of the run, drawn once and stored."""
@@ -246,14 +237,14 @@ def _stages(config: Config) -> dict[str, Config]:
 
 def _check_numbers(config: Config) -> None:
     """Refuses counts that would fail only after hours of work."""
-    stages = _stages(config)
-    for section, values in {**stages, "evaluation": config["evaluation"]}.items():
+    sections = {**_stages(config), "evaluation": config["evaluation"]}
+    for section, values in sections.items():
         for name, value in values.items():
             counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
             if (counts or name == "batch_size") and value < 1:
                 raise ValueError(f"{section}.{name} must be at least 1, got {value}")
     devices = jax.device_count()
-    for section, values in {**stages, "evaluation": config["evaluation"]}.items():
+    for section, values in sections.items():
         if (rows := values["batch_size"]) % devices:
             raise ValueError(
                 f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"

@@ -297,14 +297,15 @@ def _learn_prosgan(run: Run, name: str, model: Model) -> evaluation.Learned:
     )
     steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
     identity = {**run.identity, "prototypes": made_from, "learned": _settings(stage)}
+
+    def semantics_and_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known: Any = prototypes.encode_labels(net, prototype_params, labels)
+        return np.asarray(known.semantics), np.asarray(hamming.binarize(known.soft_codes))
+
     # The targets that a batch may have, and what PrototypeNet makes of them.
     targets = np.unique(data.database.labels, axis=0).astype(np.float32)
-    known: Any = prototypes.encode_labels(net, prototype_params, targets)
-    table = {
-        "target_label": targets,
-        "semantics": np.asarray(known.semantics),
-        "target_code": np.asarray(hamming.binarize(known.soft_codes)),
-    }
+    semantics, codes = semantics_and_codes(targets)
+    table = {"target_label": targets, "semantics": semantics, "target_code": codes}
     seed = run.config["seed"]
 
     def batches_from(start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -322,13 +323,12 @@ def _learn_prosgan(run: Run, name: str, model: Model) -> evaluation.Learned:
             data.query, rows, image_size=data.image_size, resize=data.resize
         )
         chosen = np.random.default_rng(seed).integers(len(targets), size=len(rows))
-        semantics = table["semantics"][chosen]
-        generated = np.asarray(generate(state.params["generator"], images, semantics))
+        generated = np.asarray(generate(state.params["generator"], images, semantics[chosen]))
         if jax.process_index() == 0:
             _save_grid(folder / "samples" / f"step_{int(state.step):07d}.png", images, generated)
         soft_codes = np.asarray(encode(variables, generated, 1.0))
         return {
-            "sample_agreement": float(np.mean(np.sign(soft_codes) * table["target_code"][chosen])),
+            "sample_agreement": float(np.mean(np.sign(soft_codes) * codes[chosen])),
             "sample_rms": float(np.sqrt(np.mean(np.square(generated - images)))),
         }
 
@@ -376,12 +376,8 @@ def _learn_prosgan(run: Run, name: str, model: Model) -> evaluation.Learned:
     params = jax.device_put(_trained(folder).state["params"]["generator"])
 
     def guides(labels: np.ndarray) -> evaluation.Guides:
-        known: Any = prototypes.encode_labels(net, prototype_params, labels)
         return evaluation.Guides(
-            np.asarray(known.semantics),
-            np.asarray(hamming.binarize(known.soft_codes)),
-            {"generator_params": params},
-            {"generator": generator},
+            *semantics_and_codes(labels), {"generator_params": params}, {"generator": generator}
         )
 
     return evaluation.Learned(guides, identity)

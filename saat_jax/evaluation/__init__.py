@@ -11,6 +11,7 @@ from saat_jax.evaluation.methods import Guides as Guides
 from saat_jax.evaluation.methods import Knowledge as Knowledge
 from saat_jax.evaluation.methods import Learned as Learned
 from saat_jax.evaluation.protocol import Protocol as Protocol
+from saat_jax.evaluation.records import batches_from as batches_from
 from saat_jax.evaluation.records import evaluate as evaluate
 from saat_jax.evaluation.records import gather_knowledge as gather_knowledge
 from saat_jax.evaluation.records import transfer as transfer

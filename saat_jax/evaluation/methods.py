@@ -160,13 +160,11 @@ class Attack:
         perturb: called like `attacks.pgd`, with a batch of the guides' rows as target codes.
         guides: maps (knowledge, targeted) to the guides of all queries.
         aims: the values of `targeted` that it has.
-        learned: whether a network must be trained for it, for each model anew.
     """
 
     perturb: Callable[..., Array]
     guides: Callable[..., Guides] = mainstay_guides
     aims: tuple[bool, ...] = (False, True)
-    learned: bool = False
 
 
 ATTACKS: dict[str, Attack] = {
@@ -183,11 +181,9 @@ ATTACKS: dict[str, Attack] = {
     "sdha": Attack(attacks.sdha, relevant_guides),
     "p2p": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=1), (True,)),
     "dhta": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=9), (True,)),
-    "tha": Attack(
-        attacks.pgd, functools.partial(_learned_guides, name="tha"), (True,), learned=True
-    ),
+    "tha": Attack(attacks.pgd, functools.partial(_learned_guides, name="tha"), (True,)),
     "prosgan": Attack(
-        generative.generate, functools.partial(_learned_guides, name="prosgan"), (True,), True
+        generative.generate, functools.partial(_learned_guides, name="prosgan"), (True,)
     ),
 }
 

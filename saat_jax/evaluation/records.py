@@ -28,10 +28,13 @@ from saat_jax.evaluation.protocol import Protocol
 _TOP = 10
 
 
-def _batches_from(
+def batches_from(
     dataset: datasets.Dataset, split: datasets.Split, batch_size: int
 ) -> Callable[[int], Batches]:
-    """Maps a batch's number to the batches of a split from that one on, in row order."""
+    """Maps a batch's number to the batches of a split from that one on, in row order.
+
+    Of several processes, each gets its share of every batch.
+    """
     return lambda start: datasets.eval_batches(
         split,
         batch_size=batch_size,
@@ -59,7 +62,7 @@ def gather_knowledge(
         encode(
             encode_fn,
             variables,
-            _batches_from(dataset, split, batch_size)(0),
+            batches_from(dataset, split, batch_size)(0),
             size=len(split),
             binary=split is not dataset.query,
             title=f"encode {split.name}",
@@ -197,7 +200,7 @@ def evaluate(
         result = attack_queries(
             encode_fn,
             variables,
-            _batches_from(dataset, dataset.query, batch_size),
+            batches_from(dataset, dataset.query, batch_size),
             guides,
             attack,
             seed=protocol.seed,
@@ -313,7 +316,7 @@ def transfer(
             result = attack_queries(
                 encode_fn,
                 variables,
-                _batches_from(dataset, dataset.query, batch_size),
+                batches_from(dataset, dataset.query, batch_size),
                 attack.guides(known[source]),
                 attack,
                 seed=protocol.seed,
