@@ -47,6 +47,8 @@ def get_base() -> ml_collections.ConfigDict:
         batch_size=32,
         schedule=dict(name="thirds", learning_rate=0.01),
         optimizer=dict(name="sgd", momentum=0.9, weight_decay=5e-4),
+        # Whether crops lie anywhere in the image, and half of them are mirrored.
+        augment=False,
         # Epochs between evaluations of MAP.
         evaluate_every=10,
         # Steps between log lines, and between checkpoints within an epoch.
@@ -92,6 +94,10 @@ def saat() -> dict[str, Any]:
         batch_size=32,
         schedule=dict(name="milestones", learning_rate=0.05),
         optimizer=dict(name="sgd", momentum=0.0, weight_decay=1e-5),
+        augment=False,
+        # "eval": the first code bank holds the training images' codes; "train": those that the
+        # network gives while it trains, on augmented images and with dropout.
+        first_bank="eval",
         evaluate_every=10,
         log_every=20,
         checkpoint_every=500,
@@ -100,6 +106,7 @@ def saat() -> dict[str, Any]:
             _INNER_ATTACK,
             adversarial_weight=1.0,
             quantization_weight=1e-4,
+            quantization="mean",
             bank="aliased",
             loss="mean",
             weighting="similarity",
@@ -109,13 +116,15 @@ def saat() -> dict[str, Any]:
 
 
 def cgat() -> dict[str, Any]:
-    """CgAT as released, but without its augmented images and first bank (see saat_jax/defenses)."""
+    """CgAT as released."""
     return dict(
         saat(),
         name="cgat",
         num_epochs=30,
         schedule=dict(name="milestones", learning_rate=0.01),
         optimizer=dict(name="sgd", momentum=0.9, weight_decay=5e-4),
+        augment=True,
+        first_bank="train",
         options=dict(_INNER_ATTACK, adversarial_weight=1.0, bank="aliased", ties="zero"),
     )
 

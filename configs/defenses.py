@@ -32,4 +32,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             stage.update(num_epochs=brief.num_epochs, evaluate_every=brief.evaluate_every)
         config.defenses.atrdh.state.hidden_width = 1024
         common.use_adam(config)
+        if variant != "small":
+            # A mirrored digit is no digit.
+            config.defenses.cgat.augment = False
+        # Four models: attacks of as many steps as the mainstay attack has.
+        for settings in config.attacks.values():
+            if "num_steps" in settings:
+                settings.num_steps = min(settings.num_steps, 100)
+        config.learned.prosgan.num_epochs = min(config.learned.prosgan.num_epochs, 10)
     return config

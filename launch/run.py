@@ -66,7 +66,12 @@ class Run:
         self.objective = objectives.create_objective(**config["objective"])
         for stage in _stages(config).values():
             _, optimizer = make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
-        for stage in config["defenses"].values():
+        for name, stage in config["defenses"].items():
+            if stage["first_bank"] not in ("eval", "train"):
+                raise ValueError(
+                    f'defenses.{name}.first_bank must be "eval" or "train", got '
+                    f"{stage['first_bank']!r}"
+                )
             make_update = look_up(defenses.DEFENSES, stage["name"], "defence")
             make_update(model, self.objective, optimizer, seed=0, **stage["options"])
         self.protocol = evaluation.Protocol(

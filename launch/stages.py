@@ -75,7 +75,10 @@ def _train(
     )
 
 
-def _train_batches(run: Run, stage: Config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _train_batches(
+    run: Run, stage: Config, start_step: int, *, whole: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a stage: this process' rows, or whole ones."""
     return datasets.train_batches(
         run.data.train,
         batch_size=stage["batch_size"],
@@ -84,8 +87,9 @@ def _train_batches(run: Run, stage: Config, start_step: int) -> Iterator[dict[st
         start_step=start_step,
         image_size=run.data.image_size,
         resize=run.data.resize,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        augment=stage.get("augment", False),
+        process_index=0 if whole else jax.process_index(),
+        process_count=1 if whole else jax.process_count(),
     )
 
 
@@ -157,14 +161,40 @@ def _digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
+def _training_codes(run: Run, stage: Config, model: nn.Module, variables: Any) -> np.ndarray:
+    """Codes of the training images as training sees them: augmented, with dropout and batch
+    statistics.
+    """
+
+    @jax.jit
+    def soft_codes(variables: Any, batch: defenses.Batch) -> jax.Array:
+        # A step that training does not reach.
+        passing = defenses.training_pass(run.config["seed"], 2**31 - 1, batch, None)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        return networks.forward(model, params, batch_stats, batch["image"], passing, 1.0)[0]
+
+    codes = np.empty((len(run.data.train), run.config["model"]["num_bits"]), np.float32)
+    # Every process needs all of them.
+    for batch in _train_batches(run, stage | {"num_epochs": 1}, 0, whole=True):
+        real = batch["mask"] > 0
+        found = np.asarray(hamming.binarize(soft_codes(variables, batch)))
+        codes[batch["index"][real]] = found[real]
+    return codes
+
+
 def harden(run: Run, name: str) -> None:
     """Hardens the pretrained model by a defence of the config: the model of that name."""
     config, data = run.config, run.data
     encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defenses"][name]
+    model = run.network(pretrained.record["model"])
 
     def make_state(optimizer: Any) -> defenses.TrainState:
-        codes = run.encode(encode_fn, variables, data.train)
+        codes = (
+            _training_codes(run, stage, model, variables)
+            if stage["first_bank"] == "train"
+            else run.encode(encode_fn, variables, data.train)
+        )
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
         # Class codes, counts and parameters go on from the end of pretraining.
         remembered = {k: v for k, v in pretrained.state["objective"].items() if v is not None}
@@ -186,7 +216,6 @@ def harden(run: Run, name: str) -> None:
         seed=config["seed"],
         **stage["options"],
     )
-    model = run.network(pretrained.record["model"])
     # The step tells the best checkpoint from the latest.
     start = {**pretrained.record["identity"], "step": pretrained.step}
     made_from = {"pretrained": start, "defense": _settings(stage)}

@@ -238,6 +238,49 @@ def test_resumed_batches_equal_uninterrupted_ones(split, start_step):
     _assert_same(resumed, whole[start_step:])
 
 
+def _augmented(split, **changes):
+    return list(
+        datasets.train_batches(split, **TRAINING | {"resize": 11, "augment": True}, **changes)
+    )
+
+
+def test_augmented_images_are_crops_of_the_fitted_image_half_of_them_mirrored(split):
+    seen = set()
+    for batch in _augmented(split):
+        for row, image in zip(batch["index"][batch["mask"] > 0], batch["image"], strict=False):
+            (whole,) = datasets.load_images(split, [row], image_size=11, resize=11)
+            views = {
+                (top, left, mirrored): whole[top : top + 8, left : left + 8][:, :: 1 - 2 * mirrored]
+                for top in range(4)
+                for left in range(4)
+                for mirrored in (0, 1)
+            }
+            seen |= {place for place, view in views.items() if np.array_equal(view, image)}
+    assert {mirrored for *_, mirrored in seen} == {0, 1}
+    assert {top for top, *_ in seen} == {left for _, left, _ in seen} == {0, 1, 2, 3}
+
+
+def test_augmentation_keeps_the_rows_and_can_be_resumed_and_shared(split):
+    whole = _augmented(split)
+    plain = list(datasets.train_batches(split, **TRAINING))
+    for augmented, other in zip(whole, plain, strict=True):
+        for name in ("label", "index", "mask"):
+            np.testing.assert_array_equal(augmented[name], other[name])
+    _assert_same(_augmented(split, start_step=4), whole[4:])
+    halves = [_augmented(split, process_index=i, process_count=2) for i in (0, 1)]
+    joined = [
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*halves, strict=True)
+    ]
+    _assert_same(joined, whole)
+    # Every epoch draws anew.
+    first, second = (
+        {row: image.tobytes() for b in part for row, image in zip(b["index"], b["image"])}  # noqa: B905
+        for part in (whole[:3], whole[3:6])
+    )
+    assert any(first[row] != second[row] for row in range(len(split)))
+
+
 def test_another_seed_gives_another_order(split):
     first = next(datasets.train_batches(split, **TRAINING))["index"]
     other = next(datasets.train_batches(split, **TRAINING | {"seed": 6}))["index"]

@@ -482,6 +482,7 @@ def test_golden_formula_saat_outer():
     ("option", "value", "message"),
     [
         ("bank", "alias", 'bank must be "aliased" or "sign", got \'alias\''),
+        ("quantization", "norm", 'quantization must be "mean" or "sum", got \'norm\''),
         ("attack_mode", "test", 'attack_mode must be "train" or "eval", got \'test\''),
         ("loss", "mse", r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
     ],
@@ -495,6 +496,22 @@ def test_saat_options_are_checked(option, value, message):
 
 def test_defenses_are_listed():
     assert defenses.DEFENSES["saat"] is defenses.make_saat_update
+
+
+def test_saat_quantization_sums_over_the_bits_or_takes_their_mean():
+    model, optimizer = LinearNet(NUM_BITS), _optimizer()
+    metrics = {}
+    for quantization in ("mean", "sum"):
+        update = defenses.make_saat_update(
+            model, DPH, optimizer, seed=0, quantization=quantization, **SAAT
+        )
+        state = _state(model, optimizer, saat=True)
+        _, metrics[quantization] = _on_one_device(update)(state, _batch(0))
+    np.testing.assert_allclose(
+        metrics["sum"]["quantization_loss"],
+        NUM_BITS * metrics["mean"]["quantization_loss"],
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("bank", ["aliased", "sign"])

@@ -10,7 +10,8 @@ from saat_jax.datasets import images, lazy
 from saat_jax.datasets.records import Split
 
 Batch = dict[str, np.ndarray]
-Rows = Callable[[], Iterator[np.ndarray]]
+# Rows of the split, and for each three draws in [0, 1) that place and mirror its crop.
+Rows = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Stream = Iterator[tuple[np.ndarray, np.ndarray]]
 # Half the cores, but two at least: the rest belong to the network when it runs on the CPU.
 _NUM_THREADS = max(2, (os.cpu_count() or 2) // 2)
@@ -32,6 +33,7 @@ def train_batches(
     start_step: int = 0,
     image_size: int,
     resize: int | None,
+    augment: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -49,6 +51,8 @@ def train_batches(
         start_step: number of batches to leave out, those a resumed run has already seen.
         image_size: height and width of the images, in pixels.
         resize: short side before the centre crop; None squeezes the whole image.
+        augment: whether crops lie anywhere in the image instead of at its centre, and half of
+            them are mirrored, by chance that `seed` and the epoch fix.
         process_index: which share of each global batch to yield.
         process_count: number of equal, contiguous shares.
 
@@ -66,13 +70,15 @@ def train_batches(
     share = _share(split, batch_size, process_index, process_count)
     num_steps = steps_per_epoch(split, batch_size)
 
-    def rows() -> Iterator[np.ndarray]:
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for epoch in range(start_step // num_steps, num_epochs):
-            order = np.random.default_rng((seed, epoch)).permutation(len(split))
-            skipped = max(start_step - epoch * num_steps, 0)
-            yield from _pad(order, batch_size)[skipped:, share]
+            rng = np.random.default_rng((seed, epoch))
+            order = _pad(rng.permutation(len(split)), batch_size)
+            draws = rng.random((*order.shape, 3), np.float32)
+            for step in range(max(start_step - epoch * num_steps, 0), num_steps):
+                yield order[step, share], draws[step, share]
 
-    return _batches(split, rows, batch_size // process_count, image_size, resize)
+    return _batches(split, rows, batch_size // process_count, image_size, resize, augment)
 
 
 def eval_batches(
@@ -88,8 +94,9 @@ def eval_batches(
     """Iterates once over a split in the order of its rows; otherwise as `train_batches`."""
     share = _share(split, batch_size, process_index, process_count)
 
-    def rows() -> Iterator[np.ndarray]:
-        yield from _pad(np.arange(len(split)), batch_size)[start_step:, share]
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for index in _pad(np.arange(len(split)), batch_size)[start_step:, share]:
+            yield index, np.empty((len(index), 3), np.float32)
 
     return _batches(split, rows, batch_size // process_count, image_size, resize)
 
@@ -119,12 +126,12 @@ def _pad(order: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _batches(
-    split: Split, rows: Rows, size: int, image_size: int, resize: int | None
+    split: Split, rows: Rows, size: int, image_size: int, resize: int | None, augment: bool = False
 ) -> Iterator[Batch]:
     images.check_sizes(image_size, resize)
-    if images.is_fitted(split, image_size, resize):
+    if images.is_fitted(split, image_size, resize) and not augment:
         return _finish(split, _gather(split, rows))
-    return _finish(split, _stream(split, rows, size, image_size, resize))
+    return _finish(split, _stream(split, rows, size, image_size, resize, augment))
 
 
 def _finish(split: Split, stream: Stream) -> Iterator[Batch]:
@@ -144,11 +151,13 @@ def _finish(split: Split, stream: Stream) -> Iterator[Batch]:
 def _gather(split: Split, rows: Rows) -> Stream:
     """Picks the images of each batch from memory; padding repeats the last row."""
     assert split.images is not None
-    for index in rows():
+    for index, _ in rows():
         yield index, split.images[np.minimum(index, len(split) - 1)]
 
 
-def _stream(split: Split, rows: Rows, size: int, image_size: int, resize: int | None) -> Stream:
+def _stream(
+    split: Split, rows: Rows, size: int, image_size: int, resize: int | None, augment: bool
+) -> Stream:
     """Reads and fits the images of each batch ahead of time; padding repeats the last row."""
     tf = lazy.tensorflow()
     load: Callable[..., Any]
@@ -158,11 +167,13 @@ def _stream(split: Split, rows: Rows, size: int, image_size: int, resize: int | 
     else:
         source, load = tf.constant(split.images), images.fit_image
 
-    def load_row(index: Any) -> Any:
+    def load_row(index: Any, draw: Any) -> Any:
         item = source[tf.minimum(index, len(split) - 1)]
-        return index, load(item, image_size=image_size, resize=resize)
+        chance = draw if augment else None
+        return index, load(item, image_size=image_size, resize=resize, draw=chance)
 
-    data = tf.data.Dataset.from_generator(rows, output_signature=tf.TensorSpec([None], tf.int32))
+    signature = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 3], tf.float32)
+    data = tf.data.Dataset.from_generator(rows, output_signature=signature)
     data = data.unbatch().map(load_row, num_parallel_calls=_NUM_THREADS)
     data = data.batch(size).prefetch(2)
     options = tf.data.Options()

@@ -59,11 +59,10 @@ def _round_half_to_even(doubled: Any) -> Any:
     return half + doubled % 2 * (half % 2)
 
 
-def read_image(path: Any, *, image_size: int, resize: int | None) -> Any:
+def read_image(path: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
     """Decodes a JPEG or PNG file (a TensorFlow string) and brings it to size; see `fit_image`."""
-    return fit_image(
-        decode_image(lazy.tensorflow().io.read_file(path)), image_size=image_size, resize=resize
-    )
+    image = decode_image(lazy.tensorflow().io.read_file(path))
+    return fit_image(image, image_size=image_size, resize=resize, draw=draw)
 
 
 def decode_image(content: Any) -> Any:
@@ -75,16 +74,25 @@ def decode_image(content: Any) -> Any:
     return lazy.tensorflow().io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
 
 
-def fit_image(image: Any, *, image_size: int, resize: int | None) -> Any:
-    """Resizes and crops a TensorFlow image: uint8 RGB in, uint8 `image_size` square out."""
+def fit_image(image: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
+    """Resizes and crops a TensorFlow image: uint8 RGB in, uint8 `image_size` square out.
+
+    Three numbers in [0, 1), if drawn, place the crop anywhere from left to right and from top to
+    bottom, and mirror it where the last is below one half.
+    """
     tf = lazy.tensorflow()
     height, width = tf.unstack(tf.shape(image)[:2])
     new_width, new_height, left, top = _geometry(
         width, height, tf.minimum(width, height), resize, image_size
     )
+    if draw is not None:
+        places = tf.cast(tf.stack([new_width, new_height]) - image_size + 1, tf.float32)
+        left, top = tf.unstack(tf.cast(draw[:2] * places, tf.int32))
     # Two passes, width first, each rounded to grey levels: the order and rounding of Pillow.
     image = _resample(image, height, new_width)[:, left : left + image_size]
     image = _resample(image, new_height, image_size)[top : top + image_size]
+    if draw is not None:
+        image = tf.cond(draw[2] < 0.5, lambda: image[:, ::-1], lambda: image)
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 

@@ -21,9 +21,11 @@ from saat_jax.defenses.atrdh import AtrdhState as AtrdhState
 from saat_jax.defenses.atrdh import init_atrdh_state as init_atrdh_state
 from saat_jax.defenses.atrdh import make_atrdh_update as make_atrdh_update
 from saat_jax.defenses.cgat import make_cgat_update as make_cgat_update
+from saat_jax.defenses.common import Batch as Batch
 from saat_jax.defenses.common import TrainState as TrainState
 from saat_jax.defenses.common import UpdateFn as UpdateFn
 from saat_jax.defenses.common import init_state as init_state
+from saat_jax.defenses.common import training_pass as training_pass
 from saat_jax.defenses.hashing import make_hashing_update as make_hashing_update
 from saat_jax.defenses.saat import init_minimax_state as init_minimax_state
 from saat_jax.defenses.saat import make_saat_update as make_saat_update

@@ -31,7 +31,7 @@ def make_cgat_update(
 
     SAAT's with other anchors, the centre codes, and a quantisation of weight zero. As released
     it sees randomly cropped and flipped images, and its first code bank comes from such images
-    and a network in training mode: that is for the caller to do.
+    and a network in training mode: the caller sees to both (a launch's `augment`, `first_bank`).
 
     Args:
         model: a hash network.
@@ -75,6 +75,7 @@ def make_cgat_update(
         num_steps=num_steps,
         adversarial_weight=adversarial_weight,
         quantization_weight=0.0,
+        quantization="mean",
         bank="soft" if bank == "aliased" else "sign",
         attack_mode=attack_mode,
     )

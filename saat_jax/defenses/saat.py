@@ -66,6 +66,7 @@ def make_minimax_update(
     num_steps: int,
     adversarial_weight: float,
     quantization_weight: float,
+    quantization: Literal["mean", "sum"],
     bank: Literal["aliased", "soft", "sign"],
     **attack_options: Any,
 ) -> UpdateFn:
@@ -85,6 +86,7 @@ def make_minimax_update(
         num_steps: number of steps of the inner attack.
         adversarial_weight: of the agreement of adversarial and anchor codes, negated.
         quantization_weight: of the adversarial codes' quantisation.
+        quantization: its "mean" or "sum" over the bits.
         bank: what the code bank is given: "sign" codes; "soft" codes; or codes, which after
             the step the objective's soft codes overwrite if it has a bank, "aliased".
         **attack_options: further keyword arguments of `make_inner_attack`.
@@ -130,7 +132,8 @@ def make_minimax_update(
                 "adversarial_loss": -attacks.mean_loss(
                     adversarial_codes, anchors(batch["label"], code_bank), targeted=False
                 ),
-                "quantization_loss": objectives.quantization(adversarial_codes),
+                "quantization_loss": objectives.quantization(adversarial_codes)
+                * (adversarial_codes.shape[1] if quantization == "sum" else 1),
             }
             metrics = {k: jnp.sum(v * batch["mask"]) / count for k, v in terms.items()}
             metrics["loss"] = (
@@ -164,6 +167,7 @@ def make_saat_update(
     num_steps: int,
     adversarial_weight: float = 1.0,
     quantization_weight: float = 1e-4,
+    quantization: Literal["mean", "sum"] = "mean",
     bank: Literal["aliased", "sign"] = "aliased",
     attack_mode: AttackMode = "train",
     loss: str = "mean",
@@ -186,6 +190,7 @@ def make_saat_update(
         num_steps: its number of steps.
         adversarial_weight: lambda of the paper.
         quantization_weight: mu of the paper.
+        quantization: "mean" over the bits as released, or "sum" as in Eq. 19.
         bank: "aliased" as released: the objective's soft codes overwrite the rows of the
             code bank after each step, if it has a bank. "sign" keeps codes there, as the
             paper means.
@@ -207,6 +212,8 @@ def make_saat_update(
     """
     if bank not in ("aliased", "sign"):
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
+    if quantization not in ("mean", "sum"):
+        raise ValueError(f'quantization must be "mean" or "sum", got {quantization!r}')
     mainstay.check_options(weighting, ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
@@ -225,6 +232,7 @@ def make_saat_update(
         num_steps=num_steps,
         adversarial_weight=adversarial_weight,
         quantization_weight=quantization_weight,
+        quantization=quantization,
         bank=bank,
         attack_mode=attack_mode,
         loss=loss,
