@@ -33,6 +33,7 @@ FORBIDDEN = {"ml_collections", "absl", "configs", "launch"}
 LAZY = {
     "tensorflow",
     "tensorflow_datasets",
+    "array_record",
     "sklearn",
     "matplotlib",
     "PIL",

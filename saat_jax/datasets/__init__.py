@@ -15,6 +15,7 @@ from saat_jax.datasets.digits import load_digits
 from saat_jax.datasets.images import check_sizes, load_images, resize_crop_geometry
 from saat_jax.datasets.manifests import ManifestError, check_dataset, load_lists
 from saat_jax.datasets.named import load_tfds
+from saat_jax.datasets.packed import load_packed, pack_images
 from saat_jax.datasets.records import Dataset, Split, relevant_share
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "load_digits",
     "load_images",
     "load_lists",
+    "load_packed",
     "load_tfds",
+    "pack_images",
     "relevant_share",
     "resize_crop_geometry",
     "steps_per_epoch",
@@ -39,6 +42,7 @@ __all__ = [
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "lists": load_lists,
+    "packed": load_packed,
     "tfds": load_tfds,
 }
 
@@ -57,15 +61,17 @@ def load_dataset(
     """Loads a checked dataset of one of the `SOURCES`.
 
     Args:
-        source: "digits" (bundled, no download), "lists" (your own images) or "tfds".
+        source: "digits" (bundled, no download), "lists" (your own images), "packed" (shards of
+            them) or "tfds".
         image_size: height and width of the images that the network sees, in pixels.
         resize: length of the short side before the centre crop, in pixels; None squeezes
             the whole image into the square.
-        root: the folder of the lists. Only "lists".
+        root: the folder of the lists or shards. Only "lists" and "packed".
         remap: old to new beginnings of the paths in the lists. Only "lists".
         skip_corrupt: drop undecodable images with a warning. Only "lists".
         seed: fixes what is drawn by chance: the digits, the TFDS rows.
-        **options: further options of the source; see `load_digits`, `load_lists`, `load_tfds`.
+        **options: further options of the source; see `load_digits`, `load_lists`,
+            `load_packed`, `load_tfds`.
 
     Returns:
         The dataset; its `warnings` say what is odd and yet no reason to stop.

@@ -22,6 +22,7 @@ from saat_jax.datasets.records import Dataset, Split
 
 # The name that a split has in the files.
 _FILE_NAMES = {"train": "train", "query": "test", "database": "database"}
+_REMAP = "--remap OLD=NEW, in a config data.remap"
 
 
 class ManifestError(ValueError):
@@ -108,7 +109,7 @@ def load_lists(
     format_a = any(os.path.isfile(f"{root}/{name}_img.txt") for name in _FILE_NAMES.values())
     names = [f"{name}_img.txt" if format_a else f"{name}.txt" for name in _FILE_NAMES.values()]
     if not any(os.path.isfile(os.path.join(root, name)) for name in names):
-        found = sorted(os.listdir(root)) if os.path.isdir(root) else None
+        found = sorted(os.listdir(root)) if os.path.isdir(root) else "None, the folder is missing"
         raise ManifestError(root, [f"no lists: found {found}; expected {names} or *_img.txt"])
 
     problems: list[str] = []
@@ -245,13 +246,13 @@ def _parse(
     outside = (
         table.path_file,
         f"paths that leave {root}",
-        "Paths must stay in that folder; map foreign prefixes with remap.",
+        f"Paths must stay in that folder; replace their beginning with {_REMAP}.",
     )
     bare = (table.label_file, "lines without labels", "Give them 0s and 1s.")
     ragged = (
         table.label_file,
         f"rows with other than {num_classes} label columns",
-        "So many classes are named in classes.txt or, without it, used by most rows.",
+        "Every row needs as many as classes.txt names or, without it, most rows have.",
     )
     wordy = (table.label_file, "rows with labels that are no numbers", "Use 0 and 1.")
     paths, labels, numbers = [], [], []
@@ -319,9 +320,9 @@ def _check(
     paths = {name: set(listing.split.paths or ()) for name, listing in listings.items()}
     for name, listing in listings.items():
         file, split = listing.file, listing.split
-        remedy = "Restore the files, or mend their paths with remap."
+        remedy = f"Restore the files, or mend their paths with {_REMAP}."
         _note(problems, file, "missing images", listing.among(missing), remedy)
-        remedy = "Restore them, or leave them out with skip_corrupt."
+        remedy = "Restore them, or leave them out: in a config data.skip_corrupt=True."
         _note(problems, file, "undecodable JPEG or PNG images", listing.among(corrupt), remedy)
         cells = np.argwhere((split.labels != 0) & (split.labels != 1))
         examples = [

@@ -4,8 +4,23 @@ import dataclasses
 import hashlib
 import json
 import os
+from typing import Any, Protocol
 
 import numpy as np
+
+
+class StoredImages(Protocol):
+    """Pixels that are read when they are asked for."""
+
+    dtype: np.dtype
+    ndim: int
+    shape: tuple[int, ...]
+    # Stands for the pixels in a fingerprint.
+    digest: bytes
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -16,13 +31,13 @@ class Split:
         name: "train", "query" or "database".
         labels: [rows, num_classes] float32 multi-hot.
         paths: the image files, one per row.
-        images: [rows, height, width, 3] uint8.
+        images: [rows, height, width, 3] uint8, in memory or stored.
     """
 
     name: str
     labels: np.ndarray
     paths: tuple[str, ...] | None = None
-    images: np.ndarray | None = None
+    images: np.ndarray | StoredImages | None = None
 
     def __post_init__(self) -> None:
         rows = self.paths if self.images is None else self.images
@@ -93,8 +108,10 @@ class Dataset:
             shape = None if split.images is None else split.images.shape
             digest.update(json.dumps([split.name, split.labels.shape, relative, shape]).encode())
             digest.update(np.ascontiguousarray(split.labels, np.float32).data)
-            if split.images is not None:
+            if isinstance(split.images, np.ndarray):
                 digest.update(np.ascontiguousarray(split.images).data)
+            elif split.images is not None:
+                digest.update(split.images.digest)
         return digest.hexdigest()
 
 

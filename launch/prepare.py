@@ -1,0 +1,190 @@
+r"""Makes lists of the papers' data sets, and shards of any lists. Nothing is downloaded.
+
+    python -m launch.prepare flickr25k --source FOLDER --output data/flickr25k --splits saat
+    python -m launch.prepare pack --root data/flickr25k --output data/flickr25k_256
+
+FOLDER holds the owners' unpacked archives; where to get them is said if anything is missing. The
+lists are of format A (README, "Your own images"); lists that you have need no preparation.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from saat_jax import datasets, files
+from saat_jax.datasets import originals
+
+
+def prepare(
+    name: str,
+    source: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    splits: str,
+    seed: int,
+    num_query: int | None = None,
+    num_train: int | None = None,
+    subset: bool = False,
+    sets: Mapping[str, originals.OriginalSet] = originals.SETS,
+) -> str:
+    """Makes the lists of a set, all at once or not at all.
+
+    Args:
+        name: one of `sets`.
+        source: folder of its unpacked archives.
+        output: folder to make.
+        splits: the paper, "saat" or "prosgan".
+        seed: of the draw.
+        num_query: number of queries; None for the paper's.
+        num_train: number of training images; None for the paper's.
+        subset: take the images that are there, and leave the published counts unchecked.
+        sets: what is known of the sets.
+
+    Returns:
+        What was done, for the user.
+
+    Raises:
+        ValueError: the set is not whole, or the folder holds something else.
+    """
+    known = sets[name]
+    sizes = {"num_query": num_query, "num_train": num_train}
+    changed: dict[str, Any] = {key: size for key, size in sizes.items() if size is not None}
+    protocol = dataclasses.replace(known.protocols[splits], **changed)
+    source = source.resolve()
+    settings = {
+        "set": name,
+        "splits": splits,
+        "protocol": dataclasses.asdict(protocol),
+        "seed": seed,
+        "subset": subset,
+        "source": str(source),
+    }
+    if _is_done(output, settings):
+        return f"{output}: done already"
+    try:
+        original = known.read(source)
+    except FileNotFoundError as error:
+        # What os.listdir raises says more than it has to.
+        what = f"{error.filename} is missing" if error.filename else str(error)
+        raise ValueError(f"{what}\n{known.instructions}") from error
+    if subset:
+        original = originals.present_images(original)
+    else:
+        originals.check_original(name, source, original, known)
+    rows = originals.split_rows(original, protocol, seed=seed)
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    originals.write_lists(temporary, original, rows)
+    record = {"settings": settings, "inputs": _sizes(original.files)}
+    files.write_json(temporary / "prepared.json", record)
+    os.replace(temporary, output)
+    text = ", ".join(f"{split} {len(numbers)}" for split, numbers in rows.items())
+    return f"{output}: {text}; {len(original.class_names)} classes; seed {seed}"
+
+
+def _sizes(paths: Any) -> dict[str, int | None]:
+    return {str(path): os.path.getsize(path) if os.path.isfile(path) else None for path in paths}
+
+
+def _is_done(output: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder holds just these lists; ValueError if it holds anything else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not (output / "prepared.json").is_file():
+        raise ValueError(
+            f"{output} holds files of another origin; name a new folder. Lists that you have need "
+            f"no preparation: python -m saat_jax.datasets check {output}"
+        )
+    record = json.loads((output / "prepared.json").read_text())
+    made = record["settings"]
+    changed = [
+        f"{key} {made.get(key)} -> {settings[key]}"
+        for key in settings
+        if made.get(key) != settings[key]
+    ]
+    if not changed and record["inputs"] != _sizes(record["inputs"]):
+        changed = ["files of the source changed"]
+    if changed:
+        raise ValueError(
+            f"{output} was made with other settings ({'; '.join(changed)}); name a new folder, or "
+            "delete it first"
+        )
+    return True
+
+
+def pack(options: argparse.Namespace) -> str:
+    """Packs the images of lists; says what was done."""
+    dataset = datasets.load_lists(
+        root=options.root,
+        image_size=options.image_size,
+        resize=options.resize,
+        remap=dict(text.split("=", 1) for text in options.remap),
+        # What is packed already has been decoded.
+        decode=not os.path.isfile(os.path.join(options.output, "splits.npz")),
+    )
+    made = datasets.pack_images(dataset, options.output)
+    size = sum(entry.stat().st_size for entry in os.scandir(options.output))
+    return f"{options.output}: {'packed' if made else 'done already'}, {size / 1e6:.0f} MB"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 if something is wrong with the data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, known in originals.SETS.items():
+        command = commands.add_parser(
+            name,
+            help=f"make the lists of {name}",
+            epilog=known.instructions,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--source", type=pathlib.Path, required=True, help="unpacked archives")
+        command.add_argument("--output", type=pathlib.Path, required=True, help="folder to make")
+        command.add_argument("--splits", choices=known.protocols, required=True, help="the paper")
+        command.add_argument("--seed", type=int, default=0, help="of the draw")
+        command.add_argument("--num_query", type=int, help="instead of the paper's")
+        command.add_argument("--num_train", type=int, help="instead of the paper's")
+        command.add_argument(
+            "--subset",
+            action="store_true",
+            help="take the images that are there; published counts are not checked",
+        )
+    command = commands.add_parser("pack", help="write the images of lists into shards")
+    command.add_argument("--root", required=True, help="folder of the lists")
+    command.add_argument("--output", required=True, help="folder of the shards")
+    command.add_argument("--image_size", type=int, default=256, help="of the packed squares")
+    command.add_argument(
+        "--resize",
+        type=lambda text: None if text == "none" else int(text),
+        default=256,
+        help='short side before the centre crop; "none" squeezes the whole image',
+    )
+    command.add_argument("--remap", metavar="OLD=NEW", action="append", default=[])
+    options = parser.parse_args(arguments)
+    if wrong := [text for text in getattr(options, "remap", ()) if "=" not in text]:
+        parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")
+    try:
+        if options.command == "pack":
+            print(pack(options))
+        else:
+            settings = vars(options)
+            print(prepare(settings.pop("command"), **settings))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())
