@@ -21,8 +21,10 @@ def get_base() -> ml_collections.ConfigDict:
     config.seed = 0
     # Of float32 products on accelerators: "highest" is exact, "tensorfloat32" faster on GPU.
     config.precision = "highest"
+    # Whether an update reuses the memory of the state before it. False is for debugging.
+    config.donate = True
     config.data = dict(
-        # One of saat_jax/datasets' SOURCES: digits, lists, tfds.
+        # One of saat_jax/datasets' SOURCES: digits, lists, packed, tfds.
         source="digits",
         # Height and width that the network sees, in pixels.
         image_size=224,
@@ -38,13 +40,19 @@ def get_base() -> ml_collections.ConfigDict:
         input_norm=True,
         # A state dict of PyTorch to start from (.npz, .safetensors, .pth); empty for none.
         weights="",
+        # Of all before the hash layer: float32 or bfloat16. See docs/cost.md.
+        dtype="float32",
+        # Whether gradients compute most activations anew instead of keeping them.
+        remat=False,
     )
     # One of saat_jax/objectives' OBJECTIVES: csq, dph, dpn, dpsh, hashnet, hswd, orthohash; and
     # beside the name its options, the arguments of make_csq, ..., in a config that sets them.
     config.objective = dict(name="dph")
     config.pretrain = dict(
         num_epochs=100,
+        # Images of one step, on all devices; and steps that make one update.
         batch_size=32,
+        accumulate=1,
         schedule=dict(name="thirds", learning_rate=0.01),
         optimizer=dict(name="sgd", momentum=0.9, weight_decay=5e-4),
         # Whether crops lie anywhere in the image, and half of them are mirrored.
@@ -92,6 +100,7 @@ def saat() -> dict[str, Any]:
         name="saat",
         num_epochs=20,
         batch_size=32,
+        accumulate=1,
         schedule=dict(name="milestones", learning_rate=0.05),
         optimizer=dict(name="sgd", momentum=0.0, weight_decay=1e-5),
         augment=False,

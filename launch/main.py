@@ -39,25 +39,36 @@ def main(argv: list[str]) -> None:
     """Checks the flags, starts JAX and hands the config to its task."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; settings are --config.NAME=VALUE")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger().setLevel(logging.WARNING)
-    # Orbax warns that a folder opened for reading is only read.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    config = _CONFIG.value.to_dict()
+    start_jax(config["precision"], _CACHE.value)
 
     # Imported here, so that a wrong flag is answered at once.
-    import jax
-
     from launch import tasks
     from saat_jax import parallel
 
     if _DISTRIBUTED.value:
         parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    config = _CONFIG.value.to_dict()
-    jax.config.update("jax_default_matmul_precision", config["precision"])
     tasks.run(config, str(_WORKDIR.value))
+
+
+def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
+    """Sets what JAX and the libraries around it must know before their first use.
+
+    Args:
+        precision: of float32 products on accelerators; `config.precision`.
+        compilation_cache: folder for compiled programs; empty for none.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger().setLevel(logging.WARNING)
+    # Orbax warns that a folder opened for reading is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+    import jax
+
+    if compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_default_matmul_precision", precision)
 
 
 def _parse(argv: list[str]) -> list[str]:

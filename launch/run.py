@@ -35,8 +35,9 @@ Config = dict[str, Any]
 # (encode_fn, variables, the checkpoint they are from).
 Model = tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]
 
-# What is trained for an attack: sections of config.learned.
-LEARNERS = {"tha": ("tha",), "prosgan": ("prosgan_prototypes", "prosgan")}
+# Attacks for which networks are trained, by sections of config.learned: that of the attack's name
+# or of its option `learned`, and these.
+LEARNERS: dict[str, tuple[str, ...]] = {"tha": (), "prosgan": ("prosgan_prototypes",)}
 
 
 class Run:
@@ -45,7 +46,8 @@ class Run:
     Args:
         config: plain nested dict, as `configs/` make it.
         workdir: folder of the run.
-        data: the data of another run, which borrows this one's models; by default the config's.
+        data: if loaded already; by default that of the config.
+        guest: whether another run borrows this one's models, and must leave its folder as it is.
 
     Raises:
         ValueError: if the data or a setting of the config is wrong.
@@ -56,10 +58,11 @@ class Run:
         config: Config,
         workdir: str | pathlib.Path,
         data: datasets.Dataset | None = None,
+        *,
+        guest: bool = False,
     ):
         self.config = config
-        # With another run's data it is that run's guest, and leaves its folder as it is.
-        self._guest = data is not None
+        self._guest = guest
         self.workdir = pathlib.Path(workdir).absolute()
         _check_numbers(config)
         model = self.network(config["model"])
@@ -82,19 +85,21 @@ class Run:
             for name, settings in config["attacks"].items()
         }
         for attack in self.suite.values():
-            absent = [s for s in LEARNERS.get(attack.attack, ()) if s not in config["learned"]]
-            if absent:
+            sections = [*LEARNERS.get(attack.attack, ()), attack.learned]
+            absent = [s for s in sections if s not in config["learned"]]
+            if attack.attack in LEARNERS and absent:
                 raise ValueError(
                     f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
                     "configs/attacks.py has them"
                 )
-        self.data = data or _load_data(config)
+        self.data = data or load_data(config)
         # One image's state tells whether bits and classes suit the objective.
         state = self.first_objective_state(self.data.train.labels[:1])
-        if state.scale is None and config["learned"].get("prosgan", {}).get("training_scale"):
+        scaled = [n for n, stage in config["learned"].items() if stage.get("training_scale")]
+        if state.scale is None and scaled:
             raise ValueError(
-                "learned.prosgan.training_scale needs an objective with a tanh scale (hashnet, "
-                f"hswd), got {config['objective']['name']!r}; set it to False"
+                f"learned.{scaled[0]}.training_scale needs an objective with a tanh scale "
+                f"(hashnet, hswd), got {config['objective']['name']!r}; set it to False"
             )
         for warning in self.data.warnings:
             print(f"note: {warning}")
@@ -106,7 +111,8 @@ class Run:
     def identity(self) -> Config:
         """What every stage of the run has in common: another value is another run."""
         return {
-            "model": self.config["model"],
+            # With `remat` the same network is computed.
+            "model": {k: v for k, v in self.config["model"].items() if k != "remat"},
             "objective": self.config["objective"],
             "seed": self.config["seed"],
             "precision": self.config["precision"],
@@ -127,7 +133,7 @@ class Run:
         mine = {name: self.config[name] for name in ("data", "seed", "precision")}
         training.check_identity(config, mine, path.parent)
         ours = {name: self.config[name] for name in ("attacks", "learned", "evaluation")}
-        return Run({**config, **ours}, workdir, self.data)
+        return Run({**config, **ours}, workdir, self.data, guest=True)
 
     def accept(self) -> None:
         """Stores the config: it fits what the folder holds."""
@@ -201,12 +207,13 @@ class Run:
             raise ValueError(f"{folder} holds no best checkpoint; use evaluation.checkpoint=latest")
         state = found.state
         variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
-        encode_fn = networks.make_encode_fn(self.network(found.record["model"]))
+        encode_fn = networks.make_encode_fn(self.network(self.config["model"]))
         # On the device once, not with every batch.
         return encode_fn, jax.device_put(variables), found
 
 
-def _load_data(config: Config) -> datasets.Dataset:
+def load_data(config: Config) -> datasets.Dataset:
+    """Reads and checks the data of a config."""
     remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
     return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
 
@@ -220,7 +227,10 @@ def make_optimizer(
     )
     num_steps = num_epochs * steps_per_epoch
     return schedule, training.make_optimizer(
-        **stage["optimizer"], schedule=schedule, num_steps=num_steps
+        **stage["optimizer"],
+        schedule=schedule,
+        num_steps=num_steps,
+        accumulate=stage.get("accumulate", 1),
     )
 
 
@@ -246,7 +256,7 @@ def _check_numbers(config: Config) -> None:
     for section, values in sections.items():
         for name, value in values.items():
             counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
-            if (counts or name == "batch_size") and value < 1:
+            if (counts or name in ("batch_size", "accumulate")) and value < 1:
                 raise ValueError(f"{section}.{name} must be at least 1, got {value}")
     devices = jax.device_count()
     for section, values in sections.items():

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -72,6 +72,7 @@ def _train(
         log_every=stage["log_every"],
         checkpoint_every=stage["checkpoint_every"],
         title=title,
+        donate=run.config["donate"],
     )
 
 
@@ -187,7 +188,7 @@ def harden(run: Run, name: str) -> None:
     config, data = run.config, run.data
     encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defenses"][name]
-    model = run.network(pretrained.record["model"])
+    model = run.network(config["model"])
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         codes = (
@@ -222,21 +223,26 @@ def harden(run: Run, name: str) -> None:
     _train_hashing_network(run, name, stage, model, update, make_state, made_from)
 
 
-def learn_attacks(run: Run, name: str, model: Model) -> dict[str, evaluation.Learned]:
-    """Trains what the attacks of the suite need to know of a model: PrototypeNet, generator.
+def learn_attacks(
+    run: Run, name: str, model: Model, suite: Mapping[str, evaluation.AttackSettings]
+) -> dict[str, evaluation.Learned]:
+    """Trains what the attacks of a suite need to know of a model: PrototypeNet, generator.
 
     Args:
-        run: gives the suite, the data and config.learned.
+        run: gives the data and config.learned.
         name: of the model.
         model: as `run.load_model` returned it.
+        suite: the attacks by name.
 
     Returns:
-        The guides by attack, for `evaluation.evaluate`.
+        The guides by name, for `evaluation.evaluate`.
     """
-    wanted = {settings.attack for settings in run.suite.values()}
     learners = {"tha": _learn_tha, "prosgan": _learn_prosgan}
+    wanted = {attack.learned: attack.attack for attack in suite.values()}
     return {
-        attack: learn(run, name, model) for attack, learn in learners.items() if attack in wanted
+        section: learners[attack](run, name, model, section)
+        for section, attack in wanted.items()
+        if attack in learners
     }
 
 
@@ -297,8 +303,8 @@ def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
     return found
 
 
-def _learn_tha(run: Run, name: str, model: Model) -> evaluation.Learned:
-    net, params, identity = _learn_prototypes(run, name, model, "tha", "tha")
+def _learn_tha(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
+    net, params, identity = _learn_prototypes(run, name, model, section, "tha")
 
     def guides(labels: np.ndarray) -> evaluation.Guides:
         codes = np.asarray(prototypes.prototype_codes(net, params, labels))
@@ -307,16 +313,16 @@ def _learn_tha(run: Run, name: str, model: Model) -> evaluation.Learned:
     return evaluation.Learned(guides, identity)
 
 
-def _learn_prosgan(run: Run, name: str, model: Model) -> evaluation.Learned:
+def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
     """PrototypeNet first, then generator and discriminator."""
-    stage, data = run.config["learned"]["prosgan"], run.data
+    stage, data = run.config["learned"][section], run.data
     net, prototype_params, made_from = _learn_prototypes(
         run, name, model, "prosgan_prototypes", "prosgan"
     )
     encode_fn, variables, found = model
     if stage["training_scale"]:
         encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
-    folder = run.workdir / "learned" / name / "prosgan"
+    folder = run.workdir / "learned" / name / section
     generator = generative.Generator(stage["base_width"])
     discriminator = generative.Discriminator(
         data.num_classes,

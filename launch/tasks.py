@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 
@@ -21,29 +21,36 @@ def train_defenses(run: Run, *, kind: str | None = None) -> None:
         harden(run, name)
 
 
+def judge(
+    run: Run, name: str, attacks: Collection[str] | None = None, *, save_images: bool = False
+) -> None:
+    """Judges one model without an attack and under every attack of the run, or some of them."""
+    suite = {k: v for k, v in run.suite.items() if attacks is None or k in attacks}
+    model = encode_fn, variables, found = run.load_model(name)
+    run.accept()
+    evaluation.evaluate(
+        encode_fn,
+        variables,
+        run.data,
+        suite,
+        run.target_labels,
+        protocol=run.protocol,
+        folder=run.workdir / "records" / name,
+        identity={"record": found.record["identity"], "step": found.step},
+        batch_size=run.config["evaluation"]["batch_size"],
+        learned=learn_attacks(run, name, model, suite),
+        num_examples=run.config["evaluation"]["num_examples"],
+        save_images=save_images,
+        progress=True,
+    )
+
+
 def evaluate(run: Run, *, save_images: bool = False) -> None:
     """Judges models without and under every attack of the config, and prints the table."""
-    settings = run.config["evaluation"]
     names = ["pretrained", *run.config["defenses"]]
     trained = [name for name in names if run.folder(name).is_dir()]
-    for name in settings["models"] or trained or ["pretrained"]:
-        model = encode_fn, variables, found = run.load_model(name)
-        run.accept()
-        evaluation.evaluate(
-            encode_fn,
-            variables,
-            run.data,
-            run.suite,
-            run.target_labels,
-            protocol=run.protocol,
-            folder=run.workdir / "records" / name,
-            identity={"record": found.record["identity"], "step": found.step},
-            batch_size=settings["batch_size"],
-            learned=learn_attacks(run, name, model),
-            num_examples=settings["num_examples"],
-            save_images=save_images,
-            progress=True,
-        )
+    for name in run.config["evaluation"]["models"] or trained or ["pretrained"]:
+        judge(run, name, save_images=save_images)
     show_report(run.workdir)
 
 
@@ -83,7 +90,7 @@ def transfer(run: Run) -> None:
         model = encode_fn, variables, found = other.load_model(name)
         models[place] = evaluation.Encoder(encode_fn, variables)
         identities[place] = {"record": found.record["identity"], "step": found.step}
-        learned[place] = learn_attacks(other, name, model)
+        learned[place] = learn_attacks(other, name, model, other.suite)
     run.accept()
     tables = evaluation.transfer(
         models,

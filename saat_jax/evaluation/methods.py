@@ -62,7 +62,8 @@ class Knowledge:
         database_codes: `[num_database, num_bits]` in {-1, +1}.
         database_labels: `[num_database, num_classes]`.
         seed: of what is drawn from them.
-        learned: by attack ("tha", "prosgan"), the network trained for it.
+        learned: the networks trained for attacks by name, which is the attack's ("tha",
+            "prosgan") or its option `learned`.
     """
 
     labels: np.ndarray
@@ -80,15 +81,13 @@ class Knowledge:
         return self.target_labels if targeted else self.labels
 
 
-def _voted(vote: Callable[..., Array], known: Knowledge, targeted: bool, **options: Any) -> Guides:
+def _voted(vote: Callable[..., Array], known: Knowledge, targeted: bool) -> Guides:
     """Guides by a vote of the training set's codes on each label vector."""
     labels = known.aim(targeted)
-    # Some at a time: a vote needs `rows x num_train`.
+    bank = mainstay.group_bank(known.train_codes, known.train_labels)
+    # Some at a time: a vote needs a matrix of queries by distinct label vectors.
     codes = np.concatenate(
-        [
-            np.asarray(vote(labels[row : row + 256], known.train_codes, known.train_labels))
-            for row in range(0, len(labels), 256)
-        ]
+        [np.asarray(vote(labels[row : row + 256], bank)) for row in range(0, len(labels), 256)]
     )
     return Guides(codes, codes if targeted else -codes)
 
@@ -141,10 +140,10 @@ def anchor_guides(
     return Guides(codes, codes)
 
 
-def _learned_guides(known: Knowledge, *, targeted: bool, name: str) -> Guides:
-    if name not in known.learned:
-        raise ValueError(f"attack {name!r} needs a network trained for it; got {[*known.learned]}")
-    return known.learned[name].guides(known.target_labels)
+def _learned_guides(known: Knowledge, *, targeted: bool, learned: str) -> Guides:
+    if learned not in known.learned:
+        raise ValueError(f"no network {learned!r} was trained for it; got {[*known.learned]}")
+    return known.learned[learned].guides(known.target_labels)
 
 
 def no_guides(known: Knowledge, *, targeted: bool) -> Guides:
@@ -181,15 +180,15 @@ ATTACKS: dict[str, Attack] = {
     "sdha": Attack(attacks.sdha, relevant_guides),
     "p2p": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=1), (True,)),
     "dhta": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=9), (True,)),
-    "tha": Attack(attacks.pgd, functools.partial(_learned_guides, name="tha"), (True,)),
+    "tha": Attack(attacks.pgd, functools.partial(_learned_guides, learned="tha"), (True,)),
     "prosgan": Attack(
-        generative.generate, functools.partial(_learned_guides, name="prosgan"), (True,)
+        generative.generate, functools.partial(_learned_guides, learned="prosgan"), (True,)
     ),
 }
 
 
 # What is no option: settings of every attack, and what the guides hand to the perturbation.
-_RESERVED = {"targeted", "epsilon", "name", "start"}
+_RESERVED = {"targeted", "epsilon", "start"}
 _RESERVED |= {"code_bank", "bank_labels", "generator", "generator_params"}
 
 
@@ -260,6 +259,11 @@ class AttackSettings:
                 f"got {anneal}"
             )
         return cls(attack, targeted, epsilon, options)
+
+    @property
+    def learned(self) -> str:
+        """The name of the network trained for the attack, if it needs one."""
+        return self.options.get("learned", self.attack)
 
     def asdict(self) -> dict[str, Any]:
         """All settings by name, in JSON's types."""

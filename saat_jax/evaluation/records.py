@@ -134,7 +134,7 @@ def evaluate(
     }
     plan = {"benign": _digest({**shared, "settings": None})}
     for name, attack in suite.items():
-        trained = (learned or {}).get(attack.attack)
+        trained = (learned or {}).get(attack.learned)
         made_from = {"settings": attack.asdict(), "learned": trained and trained.identity}
         plan[name] = _digest({**shared, **made_from})
     records = {}
@@ -288,9 +288,9 @@ def transfer(
     tables = {}
     for name, attack in suite.items():
         trained = {
-            model: networks_of[attack.attack].identity
+            model: networks_of[attack.learned].identity
             for model, networks_of in (learned or {}).items()
-            if attack.attack in networks_of
+            if attack.learned in networks_of
         }
         digest = _digest({**shared, "settings": attack.asdict(), "learned": trained})
         path = folder / f"{name}.json"

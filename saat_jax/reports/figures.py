@@ -40,7 +40,8 @@ class Line:
 class Chart:
     """A line chart: its file name, the part of the page it stands in, and what it shows.
 
-    `x_scale` "steps" shows numbers of steps, zero included, on a logarithmic axis.
+    `x_scale` "steps" shows numbers of steps, zero included, on a logarithmic axis; "even" spaces
+    the values evenly.
     """
 
     name: str
@@ -74,25 +75,51 @@ def make_charts(run: Run) -> list[Chart]:
 
 def draw(chart: Chart, *, theme: str) -> bytes:
     """Draws a chart as a PNG with a transparent ground, its text in the ink of `theme`."""
+    figure = new_figure(*chart_size(chart))
+    plot(figure, chart, ink=THEMES[theme])
+    return save(figure)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Makes an empty Matplotlib figure of a size in inches."""
     # Imported here: reading records and printing the table need no plotting library.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ink = THEMES[theme]
-    num_columns = 2 if max(len(line.label) for line in chart.lines) <= 23 else 1
-    num_rows = -(-len(chart.lines) // num_columns) if len(chart.lines) > 1 else 0
-    # In inches. The axes are placed by hand so that charts side by side line up.
-    width, below = 4.6, 0.55 + 0.19 * num_rows
-    height = below + 2.6
     figure = Figure(figsize=(width, height), dpi=200)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.55 / width, below / height, 4.0 / width, 2.5 / height))
+    return figure
+
+
+def chart_size(chart: Chart) -> tuple[float, float]:
+    """Width and height of a chart with its legend, in inches."""
+    return 4.6, _below(chart)[0] + 2.6
+
+
+def _below(chart: Chart) -> tuple[float, int, int]:
+    """The room below the axes in inches, and rows and columns of the legend."""
+    num_columns = 2 if max(len(line.label) for line in chart.lines) <= 23 else 1
+    # A line alone is named by the axis, unless it has a name of its own.
+    is_named = len(chart.lines) > 1 or chart.lines[0].label != chart.y_label
+    num_rows = -(-len(chart.lines) // num_columns) if is_named else 0
+    return 0.55 + 0.19 * num_rows, num_rows, num_columns
+
+
+def plot(figure: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float = 0) -> None:
+    """Plots a chart into a figure; `left` and `bottom` are its corner in inches."""
+    # The axes are placed by hand so that charts side by side line up.
+    below, num_rows, num_columns = _below(chart)
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes(
+        ((left + 0.55) / width, (bottom + below) / height, 4.0 / width, 2.5 / height)
+    )
+    ticks = sorted({x for line in chart.lines for x in line.x})
     for line in chart.lines:
         # Marks of lines that run close to each other do not fall on each other.
         place = chart.lines.index(line) / len(chart.lines)
         is_curve = len(line.x) > 10
         axes.plot(
-            line.x,
+            [ticks.index(x) for x in line.x] if chart.x_scale == "even" else line.x,
             line.y,
             color=line.color,
             linestyle=line.dash,
@@ -107,9 +134,11 @@ def draw(chart: Chart, *, theme: str) -> bytes:
     axes.set_yscale(chart.y_scale)
     if chart.x_scale == "steps":
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-        ticks = sorted({x for line in chart.lines for x in line.x})
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    if chart.x_scale != "linear":
+        places = range(len(ticks)) if chart.x_scale == "even" else ticks
+        axes.set_xticks(places, [f"{x:g}" for x in ticks])
         axes.set_xticks([], minor=True)
+    if chart.x_scale == "steps":
         axes.set_xlim(-0.1, 1.15 * ticks[-1])
     axes.set_xlabel(chart.x_label, color=ink, fontsize=9.5)
     axes.set_ylabel(chart.y_label, color=ink, fontsize=9.5)
@@ -119,7 +148,9 @@ def draw(chart: Chart, *, theme: str) -> bytes:
     axes.spines["bottom"].set_color(_GREY)
     if num_rows:
         figure.legend(
+            *axes.get_legend_handles_labels(),
             loc="lower left",
+            bbox_to_anchor=(left / width, bottom / height),
             ncols=num_columns,
             frameon=False,
             fontsize=9,
@@ -129,10 +160,33 @@ def draw(chart: Chart, *, theme: str) -> bytes:
             borderpad=0,
             borderaxespad=0,
         )
+
+
+def save(figure: Any, *, kind: str = "png", ground: str | None = None) -> bytes:
+    """Writes a figure as "png" or "svg", on a transparent ground unless it has a colour."""
+    import matplotlib
+
+    # Matplotlib would stamp its version and the date into the file.
+    unstamped = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     buffer = io.BytesIO()
-    # Matplotlib would stamp its version into the file.
-    figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": "saat_jax", "image.composite_image": False}):
+        figure.savefig(
+            buffer,
+            format=kind,
+            metadata=unstamped[kind],
+            facecolor=ground or "none",
+            transparent=ground is None,
+        )
     return buffer.getvalue()
+
+
+def look(index: int) -> dict[str, str]:
+    """Colour, dash and mark of the line with a number, the same in every panel of a figure."""
+    return {
+        "color": _COLORS[index % len(_COLORS)],
+        "dash": "-",
+        "mark": _MARKS[index % len(_MARKS)],
+    }
 
 
 def _curve_charts(run: Run, kind: str, axes: tuple[str, str]) -> list[Chart]:

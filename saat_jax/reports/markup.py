@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import pathlib
+import urllib.parse
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,32 @@ _MAX_PIXELATED = 112
 def text(words: str) -> str:
     """Escapes text for use between tags and inside attributes."""
     return html.escape(words)
+
+
+def document(title: str, body: str, *, style: str, images: str = "data:") -> str:
+    """Makes a page that loads nothing but images from the sources `images`."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Whatever a name or a setting may contain.
+        '<meta http-equiv="Content-Security-Policy" '
+        f"content=\"default-src 'none'; img-src {images}; style-src 'unsafe-inline'\">\n"
+        f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def link(path: str, words: str, *, up: int = 0) -> str:
+    """Links to a file by its path relative to a folder `up` levels above the page."""
+    return f'<a href="{text("../" * up + urllib.parse.quote(path))}">{words}</a>'
+
+
+def themed(dark: str, light: str, alt: str) -> str:
+    """Shows one of two images, given by address, by the theme of the page."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{text(dark)}">'
+        f'<img alt="{text(alt)}" src="{text(light)}"></picture>'
+    )
 
 
 def table(caption: str, heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

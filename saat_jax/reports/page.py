@@ -76,14 +76,8 @@ def _page(run: Run, drawings: list[Drawing]) -> str:
         _learned(run, drawings),
         _settings(run),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # The page loads nothing, whatever a name or a setting may contain.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>Robustness report: {markup.text(subject)}</title>\n<style>{CSS}</style>\n</head>\n"
-        "<body>\n<main>\n" + "\n".join(filter(None, sections)) + "\n</main>\n</body>\n</html>\n"
+    return markup.document(
+        f"Robustness report: {subject}", "\n".join(filter(None, sections)), style=CSS
     )
 
 
@@ -195,11 +189,13 @@ def _charts(title: str, note: str, section: str, drawings: list[Drawing]) -> str
     if not shown:
         return ""
     body = "".join(
-        f"<figure><figcaption>{markup.text(chart.title)}</figcaption><picture>"
-        '<source media="(prefers-color-scheme: dark)" '
-        f'srcset="{markup.data_uri("image/png", images["dark"])}">'
-        f'<img alt="{markup.text(chart.description)}" '
-        f'src="{markup.data_uri("image/png", images["light"])}"></picture></figure>\n'
+        f"<figure><figcaption>{markup.text(chart.title)}</figcaption>"
+        + markup.themed(
+            markup.data_uri("image/png", images["dark"]),
+            markup.data_uri("image/png", images["light"]),
+            chart.description,
+        )
+        + "</figure>\n"
         for chart, images in shown
     )
     body = f'<div class="charts">\n{body}</div>\n'

@@ -73,7 +73,7 @@ def load_records(workdir: str | os.PathLike[str]) -> list[Record]:
     Raises:
         ValueError: if a file is not JSON, or lacks a field.
     """
-    records = [_load_record(path) for path in pathlib.Path(workdir).glob("records/*/*.json")]
+    records = [load_record(path) for path in pathlib.Path(workdir).glob("records/*/*.json")]
     return sorted(
         records,
         key=lambda r: (*_model_order(r["model"]), r["targeted"], not is_benign(r), r["attack"]),
@@ -108,7 +108,7 @@ def load_run(workdir: pathlib.Path) -> Run:
     for record in records:
         path = workdir / "records" / record["model"] / f"{record['attack']}.npz"
         if path.exists():
-            examples[record["model"], record["attack"]] = _load_examples(path)
+            examples[record["model"], record["attack"]] = load_examples(path)
     config_path = workdir / "config.json"
     config = _load_json(config_path) if config_path.exists() else {}
     learned = {
@@ -162,7 +162,8 @@ def _model_order(name: str) -> tuple[bool, str]:
     return name != BASE_MODEL, name
 
 
-def _load_record(path: pathlib.Path) -> Record:
+def load_record(path: pathlib.Path) -> Record:
+    """Reads a record's JSON; ValueError says what is wrong with it."""
     record = _check(_load_json(path), path, _RECORD_FIELDS)
     expected = {"model": path.parent.name, "attack": path.stem}
     got = {field: record.get(field) for field in expected}
@@ -205,7 +206,8 @@ def _load_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _load_examples(path: pathlib.Path) -> Examples:
+def load_examples(path: pathlib.Path) -> Examples:
+    """Reads a record's arrays of a few queries; ValueError says what is wrong with them."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             examples = dict(arrays)

@@ -151,3 +151,60 @@ pre { padding: 1rem 1.25rem; background: var(--card); border-radius: 0.6rem; ove
   figure, .query, .strip, tr { break-inside: avoid; }
 }
 """
+
+# What the pages of tables, figures and claims need beside it.
+SITE_CSS = """
+a { color: var(--link); text-underline-offset: 0.15em; text-decoration-thickness: 1px; }
+a:hover { text-decoration-thickness: 2px; }
+:root { --link: #1d5fc4; }
+@media (prefers-color-scheme: dark) { :root { --link: #8ab4f8; } }
+nav { margin: 0 0 1.5rem; font-size: 0.9rem; }
+.files a + a { margin-left: 1rem; }
+.warning { margin: 0 0 1rem; padding: 0.8rem 1.1rem; border-left: 4px solid var(--bad);
+  background: var(--card); border-radius: 0.3rem; max-width: none; }
+
+.published { font-size: 0.88rem; width: auto; min-width: 60%; }
+.published th, .published td { padding: 0.35rem 0.35rem 0.35rem 0.75rem; vertical-align: top;
+  line-height: 1.35; }
+.published thead th, .published thead td { vertical-align: bottom; }
+.published thead tr:not(:last-child) > * { color: var(--ink); text-align: left; border-bottom: 0;
+  padding-bottom: 0; }
+.published tbody th { padding-left: 0; }
+.published tbody th[scope=row] { position: sticky; left: 0; background: var(--ground);
+  padding-right: 0.5rem; min-width: 6rem; max-width: 9rem; }
+.published tbody th[scope=rowgroup] span { position: sticky; left: 0; }
+.published td b, .published td span { display: block; }
+.published td b { font-weight: 650; }
+.published td b a { color: inherit; text-decoration-color: var(--muted); }
+.published td span { color: var(--muted); font-size: 0.92em; }
+.published .first { border-left: 1px solid var(--rule); }
+
+.list td, .list th { vertical-align: top; }
+.list td { width: 1%; }
+.claims td { width: auto; white-space: normal; }
+.list tbody th[scope=row] { text-align: left; min-width: 13rem; white-space: normal; }
+.list tbody th span { display: block; color: var(--muted); font-size: 0.85rem; }
+.list .word { text-align: left; }
+.mark { font-weight: 650; white-space: nowrap; }
+.yes { color: var(--good); }
+.no { color: var(--bad); }
+.open { color: var(--muted); font-weight: 400; }
+.roomy { grid-column: 1 / -1; overflow-x: auto; }
+.roomy img { min-width: 40rem; }
+.charts + .note { margin-top: 1.5rem; }
+.thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(45%, 15rem), 1fr));
+  gap: 1.5rem; margin-top: 1.25rem; }
+.thumbs img { width: 100%; max-height: 12rem; object-fit: contain; object-position: left top; }
+.thumbs figcaption { font-size: 0.9rem; padding: 0 0 0.5rem; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1.25rem;
+  font-size: 0.9rem; margin: 1rem 0; }
+.facts dt { color: var(--muted); }
+.facts dd { margin: 0; }
+@media (max-width: 44rem) {
+  .list { font-size: 0.88rem; }
+  .list tbody th[scope=row] { min-width: 8.5rem; }
+  .list .files a { display: block; margin: 0; }
+  .facts { grid-template-columns: 1fr; gap: 0; }
+  .facts dd { margin-bottom: 0.5rem; }
+}
+"""

@@ -1,0 +1,115 @@
+r"""One cell of the papers' grid: a hashing network with all that their tables ask of it.
+
+    python -m launch.reproduce --table saat:II --workdir runs/paper --root nuswide=FOLDER ...
+
+makes whole tables; it takes its configs from here. To run one network by hand:
+
+    python -m launch.main --config configs/reproduce.py:saat,nuswide,dph,alexnet,32 \
+        --workdir runs/paper/saat-nuswide-dph-alexnet-32 --config.data.root=FOLDER
+
+The variant is PAPER,DATASET,OBJECTIVE,NETWORK,BITS, or the same and ",small": the grid on the
+bundled digits, for a CPU, with narrow convolutional networks in the place of each backbone, a few
+hundred images, and 100 attack steps where the papers take 1,500 or 2,000. PAPER is saat or
+prosgan, the others as in configs/train_hash.py.
+
+At full scale not yet run.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from configs import attacks, common, train_hash
+from launch import grid
+
+# What stands for each backbone at small scale: the widths of a convnet.
+_SMALL_WIDTHS = {
+    "alexnet": (16, 32, 64, 64),
+    "vgg11": (12, 24, 48, 96),
+    "vgg16": (16, 32, 48, 96),
+    "vgg19": (12, 32, 64, 96),
+    "resnet18": (16, 24, 48, 64),
+}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is as the head of this file says."""
+    words = variant.split(",")
+    small = words[-1] == "small"
+    if len(words) != 5 + small or words[0] not in ("saat", "prosgan"):
+        raise ValueError(
+            f"unknown variant {variant!r} of configs/reproduce.py; expected "
+            'PAPER,DATASET,OBJECTIVE,NETWORK,BITS such as "saat,nuswide,dph,alexnet,32", or the '
+            'same and ",small"; PAPER: saat prosgan'
+        )
+    paper, _, _, network, _ = words[:5]
+    if small and network not in _SMALL_WIDTHS:
+        raise ValueError(f"{network!r} has no small form; expected one of {[*_SMALL_WIDTHS]}")
+    if small:
+        words[1], words[3] = "lists", "convnet"
+    config = train_hash.get_config(",".join([*words[1:5], paper]))
+    config.task = "chain"
+    config.defenses = _defenses() if paper == "saat" else {}
+    config.attacks.update(_further_attacks(paper))
+    config.learned.update(_generators(config.learned.prosgan.to_dict()))
+    if small:
+        _shrink(config, network)
+    return config
+
+
+def _defenses() -> dict[str, Any]:
+    """ATRDH and SAAT; and SAAT with other weights, for its Fig. 6."""
+    forms = {"atrdh": common.atrdh(), "saat": common.saat()}
+    for name, value in grid.WEIGHTS.items():
+        forms |= {grid.weighted(name, v): _weighted_saat(name, v) for v in value}
+    return forms
+
+
+def _weighted_saat(name: str, value: float) -> dict[str, Any]:
+    stage = common.saat()
+    stage["options"][name] = value
+    return stage
+
+
+def _further_attacks(paper: str) -> dict[str, Any]:
+    """More steps for SAAT's Table VI; the generators of ProS-GAN's Fig. 4."""
+    if paper == "saat":
+        steps = attacks.published_attacks()["mainstay"]
+        return {f"mainstay_{t}": dict(steps, num_steps=t) for t in (500, 1000)}
+    generator = attacks.published_attacks()["prosgan"]
+    return {name: dict(generator, learned=name) for name in grid.GENERATORS}
+
+
+def _generators(published: dict[str, Any]) -> dict[str, Any]:
+    """ProS-GAN without its hashing loss, without class nodes, and with other weights."""
+    changed = {}
+    for name, changes in grid.GENERATORS.items():
+        stage = {k: v for k, v in changes.items() if k not in published["options"]}
+        options = {k: v for k, v in changes.items() if k in published["options"]}
+        changed[name] = published | stage | {"options": published["options"] | options}
+    return changed
+
+
+def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
+    """The bundled digits, narrow networks, few images, few steps."""
+    config.data = dict(
+        source="digits",
+        image_size=32,
+        num_query=48,
+        num_database=640,
+        num_train=480,
+        contrast=0.8,
+    )
+    config.model.widths = _SMALL_WIDTHS[network]
+    common.use_adam(config)
+    config.pretrain.update(num_epochs=12, evaluate_every=12)
+    for stage in config.defenses.values():
+        stage.update(num_epochs=6, evaluate_every=6)
+        if stage.name == "atrdh":
+            stage.state.hidden_width = 256
+    for name in ("tha", "prosgan_prototypes"):
+        config.learned[name].update(num_epochs=4, steps_per_epoch=50, hidden_width=256)
+    for name in ("prosgan", *grid.GENERATORS):
+        config.learned[name].update(num_epochs=6, base_width=8, evaluate_every=6)
+        config.learned[name].schedule.learning_rate = 1e-3
+    config.evaluation.batch_size = 64

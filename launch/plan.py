@@ -1,0 +1,308 @@
+"""What has to be done for some tables: stages, whether they are done, and what they cost."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from configs import reproduce as cells
+from launch.grid import Measurement, Model
+from saat_jax import checkpoints, generative, networks
+
+Config = dict[str, Any]
+
+# Queries, database and training images of both papers (SPEC 1.1), for the estimate of the cost.
+_SIZES = {
+    ("saat", "flickr25k"): (1000, 24000, 5000),
+    ("saat", "nuswide"): (2100, 193734, 10500),
+    ("saat", "coco"): (5000, 118287, 10000),
+    ("prosgan", "flickr25k"): (1700, 23300, 5000),
+    ("prosgan", "nuswide"): (2100, 193734, 10500),
+    ("prosgan", "coco"): (5000, 117218, 10000),
+}
+# At small scale one set stands for all three.
+_STAND_IN = "small"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A piece of work that others may wait for.
+
+    Attributes:
+        run: name of the run's folder.
+        action: "train", "harden", "judge" or "transfer".
+        form: "pretrained" or the name of a defence; empty for a transfer.
+        attacks: the records wanted.
+        models: the networks concerned, one but for a transfer.
+        seed: of the run.
+    """
+
+    run: str
+    action: str
+    form: str
+    attacks: tuple[str, ...]
+    models: tuple[Model, ...]
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """How the stage is named to people."""
+        return " ".join(word for word in (self.run, self.action, self.form) if word)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a command asks for: measurements, where, and from which data.
+
+    Attributes:
+        workdir: folder of the site; the runs are in its folder runs.
+        small: whether on small stand-ins.
+        roots: folder of each data set's lists.
+        weights: folder of pretrained weights; None for none.
+        seeds: one run of everything for each.
+        settings: further settings of every config, by dotted name.
+    """
+
+    workdir: pathlib.Path
+    small: bool
+    roots: dict[str, str]
+    weights: pathlib.Path | None
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+
+    def folder(self, run: str) -> pathlib.Path:
+        """Where a run is."""
+        return self.workdir / "runs" / run
+
+    def run_name(self, model: Model, seed: int) -> str:
+        """The folder's name of a network's run."""
+        return f"{self.stand_in(model).name}-seed{seed}"
+
+    def stand_in(self, model: Model) -> Model:
+        """The network that is really trained."""
+        return dataclasses.replace(model, dataset=_STAND_IN) if self.small else model
+
+    def transfer_name(self, model: Model, seed: int) -> str:
+        """The folder's name of the transfer between the networks of a data set."""
+        model = self.stand_in(model)
+        return f"transfer-{model.paper}-{model.dataset}-seed{seed}"
+
+    def config(
+        self, model: Model, seed: int, forms: Iterable[str] = (), attacks: Iterable[str] = ()
+    ) -> Config:
+        """The config of a network, with these of its forms and attacks."""
+        words = [str(word) for word in dataclasses.astuple(self.stand_in(model))]
+        config = cells.get_config(",".join(words + ["small"] * self.small))
+        config.seed = seed
+        root = self.roots.get("small" if self.small else model.dataset)
+        if self.small and root:
+            config.data = small_data(root)
+        elif not self.small:
+            config.data.root = root or ""
+            if self.weights:
+                config.model.weights = str(find_weights(self.weights, model.network))
+        config.update_from_flattened_dict(self.settings)
+        plain: Config = config.to_dict()
+        plain["defenses"] = {name: plain["defenses"][name] for name in forms}
+        plain["attacks"] = {name: plain["attacks"][name] for name in attacks}
+        return plain
+
+
+def small_data(root: str) -> Config:
+    """The data section of a small set of one's own: list files, 64 pixels."""
+    return dict(
+        source="lists",
+        root=root,
+        image_size=64,
+        resize=None,
+        remap=(),
+        skip_corrupt=False,
+        decode=True,
+    )
+
+
+def find_weights(folder: pathlib.Path, network: str) -> pathlib.Path:
+    """The file of a network's pretrained weights.
+
+    Raises:
+        ValueError: if the folder has none.
+    """
+    paths = [folder / f"{network}{suffix}" for suffix in (".safetensors", ".npz", ".pth")]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"no weights of {network} in {folder}: expected {' or '.join(p.name for p in paths)}; "
+        "the head of configs/train_hash.py says how torchvision writes them"
+    )
+
+
+def plan(job: Job, wanted: Sequence[Measurement]) -> list[Stage]:
+    """The stages that make some measurements, each once, in an order in which they can run."""
+    stages: list[Stage] = []
+    for seed in job.seeds:
+        forms: dict[str, dict[str, dict[str, None]]] = {}
+        models: dict[str, Model] = {}
+        transfers: dict[str, tuple[dict[Model, None], dict[str, None]]] = {}
+        for point in wanted:
+            for model in filter(None, (point.model, point.target)):
+                name = job.run_name(model, seed)
+                models.setdefault(name, job.stand_in(model))
+                forms.setdefault(name, {"pretrained": {}})
+            if point.target is None:
+                own = forms[job.run_name(point.model, seed)].setdefault(point.form, {})
+                own[point.attack] = None
+            else:
+                name = job.transfer_name(point.model, seed)
+                members, attacks = transfers.setdefault(name, ({}, {}))
+                members |= dict.fromkeys((job.stand_in(point.model), job.stand_in(point.target)))
+                if point.attack != "benign":
+                    attacks[point.attack] = None
+        for run, found in forms.items():
+            model = (models[run],)
+            stages.append(Stage(run, "train", "pretrained", (), model, seed))
+            stages += [
+                Stage(run, "harden", form, (), model, seed)
+                for form in found
+                if form != "pretrained"
+            ]
+            stages += [
+                Stage(run, "judge", form, tuple(attacks), model, seed)
+                for form, attacks in found.items()
+                if attacks
+            ]
+        stages += [
+            Stage(run, "transfer", "", tuple(attacks), tuple(members), seed)
+            for run, (members, attacks) in transfers.items()
+        ]
+    return stages
+
+
+def is_done(job: Job, stage: Stage) -> bool:
+    """Whether a stage has left what it is for; the runs themselves look more closely."""
+    folder = job.folder(stage.run)
+    if stage.action in ("train", "harden"):
+        place = folder / "models" / stage.form / "checkpoints"
+        if not place.is_dir():
+            return False
+        with checkpoints.CheckpointFolder(place, read_only=True) as saved:
+            record = saved.record()
+        return record is not None and record["step"] == record["num_steps"]
+    if stage.action == "judge":
+        records = folder / "records" / stage.form
+        return all((records / f"{name}.json").is_file() for name in (*stage.attacks, "benign"))
+    return all(
+        len(json.loads(path.read_text())["matrix"]) == len(stage.models)
+        if (path := folder / "transfer" / f"{attack}.json").is_file()
+        else False
+        for attack in stage.attacks
+    )
+
+
+def attacks_of(stages: Iterable[Stage]) -> list[str]:
+    """The attacks of some stages, each once."""
+    names = dict.fromkeys(name for stage in stages for name in stage.attacks)
+    return [name for name in names if name != "benign"]
+
+
+def cost(job: Job, stage: Stage) -> float:
+    """An estimate of the floating-point operations of a stage: those of its network passes.
+
+    A gradient by the images costs two forward passes, by the parameters three.
+    """
+    total = 0.0
+    for model in stage.models:
+        config = job.config(model, stage.seed, [stage.form] * (stage.action == "harden"), ())
+        forward, generator = _flops(
+            config["model"]["name"],
+            tuple(config["model"].get("widths", ())),
+            config["data"]["image_size"],
+            config["learned"]["prosgan"]["base_width"],
+        )
+        queries, database, train = _sizes(model, config)
+        if stage.action == "train":
+            section = config["pretrain"]
+            judged = section["num_epochs"] / section["evaluate_every"] + 1
+            total += forward * (3 * train * section["num_epochs"] + judged * (database + queries))
+            continue
+        if stage.action == "harden":
+            section = config["defenses"][stage.form]
+            steps = 2 * section["options"]["num_steps"] + 6
+            total += forward * steps * train * section["num_epochs"]
+            continue
+        suite = job.config(model, stage.seed, attacks=attacks_of([stage]))["attacks"]
+        total += forward * (queries + database + train)
+        for settings in suite.values():
+            total += forward * queries * 2 * settings.get("num_steps", 0)
+            if settings["attack"] == "prosgan":
+                section = config["learned"][settings.get("learned", "prosgan")]
+                images = train * section["num_epochs"]
+                total += images * 3 * (generator + forward) + queries * generator
+    return total
+
+
+def _sizes(model: Model, config: Config) -> tuple[int, int, int]:
+    """Queries, database and training images."""
+    if (model.paper, model.dataset) in _SIZES:
+        return _SIZES[model.paper, model.dataset]
+    data = config["data"]
+    if data["source"] == "digits":
+        return data["num_query"], data["num_database"], data["num_train"]
+    lists = (pathlib.Path(data["root"]) / f"{split}_label.txt" for split in _SPLITS)
+    queries, database, train = (sum(1 for _ in path.open()) for path in lists)
+    return queries, database, train
+
+
+_SPLITS = ("test", "database", "train")
+
+
+@functools.cache
+def _flops(
+    network: str, widths: tuple[int, ...], size: int, base_width: int
+) -> tuple[float, float]:
+    """Operations of a forward pass of one image: of the network, and of the generator."""
+    options = {"widths": widths} if widths else {}
+    model = networks.create_network(network, num_bits=32, **options)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    key = jax.random.key(0)
+    generator = generative.Generator(base_width)
+    semantics = jax.ShapeDtypeStruct((1, 512), "float32")
+    found = []
+    for net, inputs in ((model, (image,)), (generator, (image, semantics))):
+        variables = jax.eval_shape(net.init, key, *inputs)
+        found.append(jax.jit(net.apply).lower(variables, *inputs).cost_analysis()["flops"])
+    return found[0], found[1]
+
+
+def show_plan(job: Job, stages: Sequence[Stage], *, teraflops: float) -> str:
+    """The plan as a table: stages, whether done, and hours at a rate."""
+    lines, left = [], 0.0
+    for stage in stages:
+        done = is_done(job, stage)
+        hours = cost(job, stage) / (teraflops * 1e12) / 3600
+        left += 0 if done else hours
+        what = ", ".join(stage.attacks) or "-"
+        lines.append(f"{'done' if done else '':4}  {hours:9.3g}  {stage.title}  [{what}]")
+    return "\n".join(
+        [
+            f"{len(stages)} stages; hours at {teraflops:g} TFLOP/s",
+            *lines,
+            f"left: {left:.3g} hours. Counted are passes through networks, not input or start-up.",
+        ]
+    )
+
+
+def commands(stages: Sequence[Stage], argv: Sequence[str]) -> str:
+    """One command per run, those that others wait for first."""
+    passed = [word for word in argv if word not in ("--commands", "--dry-run")]
+    base = " ".join(["python -m launch.reproduce", *passed])
+    runs = dict.fromkeys(stage.run for stage in stages if stage.action != "transfer")
+    transfers = dict.fromkeys(stage.run for stage in stages if stage.action == "transfer")
+    lines = ["# 1. side by side", *(f"{base} --only {run}" for run in runs)]
+    if transfers:
+        lines += ["# 2. after all of 1, side by side", *(f"{base} --only {r}" for r in transfers)]
+    return "\n".join([*lines, "# at the end", f"{base} --collect"])

@@ -1,0 +1,243 @@
+"""The grid of the papers' tables and figures: planned, run at the smallest scale, collected."""
+
+import csv
+import json
+
+import pytest
+
+from configs import reproduce as cells
+from launch import grid, plan, reproduce
+from saat_jax import reports
+
+ROWS = reports.load_published()
+
+
+def _job(workdir, **changes):
+    settings = dict(small=True, roots={}, weights=None, seeds=(0,), settings={}) | changes
+    return plan.Job(workdir=workdir, **settings)
+
+
+def _measure(table, **wanted):
+    """The measurement of the one published row that has these entries."""
+    (row,) = [
+        row
+        for row in grid.rows_of([table])
+        if all(getattr(row, name) == value for name, value in wanted.items())
+    ]
+    return grid.measurement(row)
+
+
+def test_every_published_figure_is_a_quantity_that_a_config_can_measure():
+    points = grid.needed(ROWS, grid.FIGURES.values())
+    configs = {
+        model: cells.get_config(",".join(map(str, (*words, *small))))
+        for model, words, small in (
+            (model, (model.paper, model.dataset, model.objective, model.network, model.bits), small)
+            for model in {m for p in points for m in (p.model, p.target) if m}
+            for small in ((), ("small",))
+        )
+    }
+    for point in points:
+        config = configs[point.model]
+        assert point.form == "pretrained" or point.form in config.defenses
+        assert point.attack == "benign" or point.attack in config.attacks
+    for point in grid.needed(ROWS, []):
+        if point.section == "metrics" and point.attack != "benign":
+            targeted = configs[point.model].attacks[point.attack].targeted
+            assert targeted == ("t_map" in point.quantity)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "expected"),
+    [
+        (
+            "saat:II",
+            dict(dataset="MS-COCO", bits="16", attack="SAAT", metric="t-MAP@5000"),
+            ("saat-coco-dph-alexnet-16", "pretrained", "mainstay_targeted", "t_map", 100.0),
+        ),
+        (
+            "saat:III",
+            dict(dataset="NUS-WIDE", bits="64", attack="HAG", defense="ATRDH"),
+            ("saat-nuswide-dph-alexnet-64", "atrdh", "hag", "map", 100.0),
+        ),
+        (
+            "saat:VI",
+            dict(bits="48", iterations="100"),
+            ("saat-nuswide-dph-alexnet-48", "pretrained", "mainstay", "map", 100.0),
+        ),
+        (
+            "saat:VI",
+            dict(bits="48", iterations="500"),
+            ("saat-nuswide-dph-alexnet-48", "pretrained", "mainstay_500", "map", 100.0),
+        ),
+        (
+            "saat:VII",
+            dict(dataset="FLICKR-25K", attack="SDHA", metric="MSEx1e-4"),
+            ("saat-flickr25k-dph-alexnet-32", "pretrained", "sdha", "mse", 1e4),
+        ),
+        (
+            "saat:VIII",
+            dict(hashing_method="CSQ", backbone="VGG19", defense="SAAT", attack="Original"),
+            ("saat-nuswide-csq-vgg19-32", "saat", "benign", "map", 100.0),
+        ),
+        (
+            "prosgan:1",
+            dict(dataset="NUS-WIDE", bits="12", attack="DHTA", metric="theory-t-MAP@all"),
+            ("prosgan-nuswide-dpsh-vgg11-12", "pretrained", "dhta", "theory_t_map", 100.0),
+        ),
+        (
+            "prosgan:2",
+            dict(dataset="NUS-WIDE", attack="DHTA+I-FGSM", metric="time_s_per_image"),
+            ("prosgan-nuswide-dpsh-vgg11-32", "pretrained", "dhta_ifgsm", "seconds_per_image", 1.0),
+        ),
+    ],
+)
+def test_a_published_figure_names_its_measurement(table, row, expected):
+    point = _measure(table, **row)
+    assert expected == (
+        point.model.name,
+        point.form,
+        point.attack,
+        point.quantity,
+        point.factor,
+    )
+    assert point.target is None
+
+
+def test_a_transfer_names_both_networks():
+    row = dict(attack="DHTA", source_model="DPSH-AlexNet-12", target_model="DPSH-ResNet18-32")
+    point = _measure("prosgan:3", **row)
+    assert point.model.name == "prosgan-nuswide-dpsh-alexnet-12"
+    assert point.target.name == "prosgan-nuswide-dpsh-resnet18-32"
+    benign = _measure("prosgan:3", attack="Original", target_model="DPSH-VGG11-12")
+    assert benign.model == benign.target and benign.attack == "benign"
+
+
+def test_a_plan_holds_every_stage_once_and_after_those_it_needs(tmp_path):
+    points = grid.needed(ROWS, grid.FIGURES.values())
+    for small in (True, False):
+        stages = plan.plan(_job(tmp_path, small=small), points)
+        assert len({stage.title for stage in stages}) == len(stages)
+        ready = set()
+        for stage in stages:
+            if stage.action == "train":
+                ready.add((stage.run, "pretrained"))
+            elif stage.action == "harden":
+                assert (stage.run, "pretrained") in ready
+                ready.add((stage.run, stage.form))
+            elif stage.action == "judge":
+                assert (stage.run, stage.form) in ready
+            else:
+                assert {(f"{m.name}-seed0", "pretrained") for m in stage.models} <= ready
+
+
+def test_tables_share_what_they_have_in_common(tmp_path):
+    one = plan.plan(_job(tmp_path), grid.needed(grid.rows_of(["saat:II"]), []))
+    both = plan.plan(_job(tmp_path), grid.needed(grid.rows_of(["saat:II", "saat:V"]), []))
+    assert one == both
+    # Four code lengths, trained and judged, for all three data sets; at full scale, for each.
+    assert [stage.action for stage in one] == ["train", "judge"] * 4
+    full = plan.plan(_job(tmp_path, small=False), grid.needed(grid.rows_of(["saat:II"]), []))
+    assert len(full) == 3 * len(one)
+    twice = plan.plan(_job(tmp_path, seeds=(0, 1)), grid.needed(grid.rows_of(["saat:II"]), []))
+    assert len(twice) == 2 * len(one)
+
+
+def test_more_steps_and_more_images_cost_more(tmp_path):
+    job = _job(tmp_path, small=False)
+    stages = plan.plan(job, grid.needed(grid.rows_of(["saat:II", "saat:III"]), []))
+    by_title = {stage.title: plan.cost(job, stage) for stage in stages}
+    flickr, coco = (f"saat-{name}-dph-alexnet-32-seed0" for name in ("flickr25k", "coco"))
+    assert by_title[f"{coco} judge saat"] > by_title[f"{flickr} judge saat"]
+    assert by_title[f"{flickr} harden saat"] > by_title[f"{flickr} train pretrained"] / 5
+    # 100 epochs of 5,000 images, three passes each, and the database 11 times: AlexNet's
+    # forward pass is 1.4 GFLOP.
+    passes = 3 * 100 * 5000 + 11 * 25000
+    assert by_title[f"{flickr} train pretrained"] == pytest.approx(1.42e9 * passes, rel=0.1)
+
+
+def test_commands_cover_the_plan(tmp_path, capsys):
+    argv = ["--table", "prosgan:5", "--workdir", str(tmp_path), "--scale", "small", "--commands"]
+    assert reproduce.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    runs = [line.split("--only ")[1] for line in lines if "--only" in line]
+    assert len(runs) == 5 and runs[-1] == "transfer-prosgan-small-seed0"
+    assert lines[-1].endswith("--collect") and not any("--commands" in line for line in lines)
+
+
+def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):
+    base = ["--workdir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        reproduce.main([*base, "--table", "saat:IX"])
+    assert "unknown table 'saat:IX'; expected one of saat:II," in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce.main([*base, "--table", "saat:II", "--root", "nuswide"])
+    assert "expected NAME=VALUE, got 'nuswide'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no lists of coco, flickr25k, nuswide; add --root"):
+        reproduce.main([*base, "--table", "saat:II"])
+    with pytest.raises(ValueError, match="no run 'x' in the plan"):
+        reproduce.main([*base, "--table", "saat:II", "--only", "x"])
+    with pytest.raises(ValueError, match="no weights of vgg11 in .*vgg11.safetensors or vgg11.npz"):
+        plan.find_weights(tmp_path, "vgg11")
+
+
+@pytest.mark.parametrize("variant", ["", "saat,coco,dph,alexnet", "x,coco,dph,alexnet,32"])
+def test_unknown_cells_are_refused(variant):
+    with pytest.raises(ValueError, match="unknown variant"):
+        cells.get_config(variant)
+
+
+# What makes a run of the small scale as small as it can be.
+TINY = {
+    "data.num_query": 8,
+    "data.num_database": 48,
+    "data.num_train": 32,
+    "pretrain.num_epochs": 1,
+    **{f"attacks.{name}.num_steps": 2 for name in ("hag", "sdha", "mainstay")},
+}
+
+
+def test_a_table_and_a_figure_are_made_and_not_made_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "start_jax", lambda precision: None)
+    argv = ["--table", "saat:VII", "--table", "saat:fig7", "--workdir", str(tmp_path)]
+    argv += ["--scale", "small", *(w for k, v in TINY.items() for w in ("--set", f"{k}={v}"))]
+    assert reproduce.main(argv) == 0
+    run = tmp_path / "runs" / "saat-small-dph-alexnet-32-seed0"
+    path = tmp_path / "tables" / "saat_VII.csv"
+    rows = list(csv.DictReader(path.open()))
+    assert len(rows) == 36 and all(row["page"] for row in rows)
+    for row in rows:
+        attack = {"HAG": "hag", "SDHA": "sdha", "SAAT": "mainstay"}[row["attack"]]
+        record = json.loads((run / "records" / "pretrained" / f"{attack}.json").read_text())
+        if row["metric"] == "MAP@5000":
+            assert float(row["ours"]) == pytest.approx(100 * record["metrics"]["map"], rel=1e-5)
+        if row["metric"] == "MSEx1e-4":
+            assert float(row["ours"]) == pytest.approx(
+                1e4 * record["perturbation"]["mse"], rel=1e-5
+            )
+    for name in ("index.html", "claims.html", "figures/saat_fig7.png", "figures/saat_fig7.svg"):
+        assert (tmp_path / name).is_file()
+    text = path.read_text()
+    capsys.readouterr()
+    assert reproduce.main(argv) == 0
+    assert "2 stages, 2 of them done" in capsys.readouterr().out
+    assert path.read_text() == text
+
+
+def test_a_failure_is_told_and_what_does_not_need_it_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "start_jax", lambda precision: None)
+    monkeypatch.setattr(reproduce, "collect", lambda *_: "nowhere")
+    done = []
+
+    class Failing(reproduce.Runner):
+        def __call__(self, stage):
+            if stage.models[0].bits == 24:
+                raise ValueError("the disk is full")
+            done.append(stage.title)
+
+    monkeypatch.setattr(reproduce, "Runner", Failing)
+    argv = ["--table", "prosgan:5", "--workdir", str(tmp_path), "--scale", "small"]
+    assert reproduce.main(argv) == 1
+    shown = capsys.readouterr().err
+    assert "prosgan-small-dpsh-vgg11-24-seed0 train pretrained: ValueError: the disk" in shown
+    assert len(done) == 3 and "transfer-prosgan-small-seed0 transfer: ValueError: " in shown
