@@ -231,7 +231,7 @@ def _weight_panel(option: str, title: str, published: float, x_label: str) -> Pa
 def _generator_panels() -> list[Panel]:
     """ProS-GAN's Fig. 4: its ablations by bits, and the weight of its reconstruction."""
     names = {"GAN": "gan", "ProS-GAN1": "prosgan1", "ProS-GAN": "prosgan"}
-    by_bits = {
+    by_bits: dict[str, list[tuple[float, Measurement]]] = {
         label: [
             (bits, Measurement(_prosgan("NUS-WIDE", bits), "pretrained", attack, quantity="t_map"))
             for bits in (12, 24, 32, 48)

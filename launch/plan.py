@@ -163,15 +163,15 @@ def plan(job: Job, wanted: Sequence[Measurement]) -> list[Stage]:
                 if point.attack != "benign":
                     attacks[point.attack] = None
         for run, found in forms.items():
-            model = (models[run],)
-            stages.append(Stage(run, "train", "pretrained", (), model, seed))
+            alone = (models[run],)
+            stages.append(Stage(run, "train", "pretrained", (), alone, seed))
             stages += [
-                Stage(run, "harden", form, (), model, seed)
+                Stage(run, "harden", form, (), alone, seed)
                 for form in found
                 if form != "pretrained"
             ]
             stages += [
-                Stage(run, "judge", form, tuple(attacks), model, seed)
+                Stage(run, "judge", form, tuple(attacks), alone, seed)
                 for form, attacks in found.items()
                 if attacks
             ]
@@ -271,10 +271,11 @@ def _flops(
     key = jax.random.key(0)
     generator = generative.Generator(base_width)
     semantics = jax.ShapeDtypeStruct((1, 512), "float32")
-    found = []
+    found: list[float] = []
     for net, inputs in ((model, (image,)), (generator, (image, semantics))):
         variables = jax.eval_shape(net.init, key, *inputs)
-        found.append(jax.jit(net.apply).lower(variables, *inputs).cost_analysis()["flops"])
+        counted: Any = jax.jit(net.apply).lower(variables, *inputs).cost_analysis()
+        found.append(counted["flops"])
     return found[0], found[1]
 
 

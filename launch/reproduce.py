@@ -269,7 +269,8 @@ def run_all(job: Job, planned: Sequence[Stage], only: str | None) -> list[str]:
     mine = [stage for stage in planned if only in (None, stage.run)]
     todo = [stage for stage in mine if not is_done(job, stage)]
     weights = {stage.title: cost(job, stage) for stage in todo}
-    runner, failed, start, spent = Runner(job, planned), {}, time.monotonic(), 0.0
+    failed: dict[str, str] = {}
+    runner, start, spent = Runner(job, planned), time.monotonic(), 0.0
     print(f"{len(mine)} stages, {len(mine) - len(todo)} of them done")
     for number, stage in enumerate(todo, 1):
         past = time.monotonic() - start

@@ -170,7 +170,9 @@ def _training_codes(run: Run, stage: Config, model: nn.Module, variables: Any) -
     @jax.jit
     def soft_codes(variables: Any, batch: defenses.Batch) -> jax.Array:
         # A step that training does not reach.
-        passing = defenses.training_pass(run.config["seed"], 2**31 - 1, batch, None)
+        passing = defenses.training_pass(
+            run.config["seed"], jax.numpy.int32(2**31 - 1), batch, None
+        )
         params, batch_stats = variables["params"], variables["batch_stats"]
         return networks.forward(model, params, batch_stats, batch["image"], passing, 1.0)[0]
 
