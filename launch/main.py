@@ -60,8 +60,9 @@ def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger().setLevel(logging.WARNING)
-    # Orbax warns that a folder opened for reading is only read.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax warns that a folder opened for reading is only read, and prints the traceback of a save
+    # that failed in the background above the message that says what to do.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     import jax
 

@@ -2,12 +2,16 @@
 
 A checkpoint is one Orbax folder `<folder>/latest/<step>` or `<folder>/best/<step>`, which appears
 under its final name only when it is whole. It holds the state as NumPy arrays, which restore on
-any number of devices and hosts, and a JSON record: the network, its data, its metrics.
+any number of devices and hosts, and a JSON record: the network, its data, its metrics. Orbax
+hands out flipped bits in silence, so that checksums of both are kept beside the record.
 """
 
+import contextlib
+import json
 import logging
 import pathlib
-from collections.abc import Callable
+import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -65,8 +69,8 @@ class CheckpointFolder:
 
     def __exit__(self, *_: object) -> None:
         for manager in self._managers.values():
-            manager.wait_until_finished()
-            manager.close()
+            with _telling(manager):
+                manager.close()
 
     def save(
         self, step: int, state: chex.ArrayTree, record: dict[str, Any], *, best: bool = False
@@ -80,22 +84,29 @@ class CheckpointFolder:
             state: pytree of NumPy arrays, such as `parallel.unreplicate` returns.
             record: what to keep beside it, in JSON's types.
             best: whether to replace the best checkpoint rather than to add a latest one.
+
+        Raises:
+            OSError: if this or the last save fails, as on a full disk; the checkpoints that were
+                there before are kept.
         """
         manager = self._managers["best" if best else "latest"]
         if step in manager.all_steps():
             if str(manager.directory / str(step)) not in self._unreadable:
                 return
             manager.delete(step)
+        state = jax.tree.map(np.asarray, state)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
-            record=ocp.args.JsonSave(record),
+            state=ocp.args.StandardSave(state),
+            record=ocp.args.JsonSave({**record, "checksums": _checksums(state, record)}),
         )
-        manager.save(step, args=args, force=True)
+        with _telling(manager):
+            manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Returns when every save is whole."""
+        """Returns when every save is whole, or raises as `save` does."""
         for manager in self._managers.values():
-            manager.wait_until_finished()
+            with _telling(manager):
+                manager.wait_until_finished()
 
     def restore(
         self, template: chex.ArrayTree | None = None, *, best: bool = False
@@ -111,48 +122,66 @@ class CheckpointFolder:
             ValueError: if checkpoints exist but none can be read into the template.
         """
         manager = self._managers.get("best" if best else "latest")
+        if manager is None:
+            return None
         target = None if template is None else jax.tree.map(np.asarray, template)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
         )
-
-        def check(restored: Any) -> None:
-            if target is not None:
-                _check_shapes(restored.state, target)
-
-        found = self._newest(manager, args, check)
-        return found and Checkpoint(found[1].state, found[1].record, found[0])
-
-    def record(self) -> dict[str, Any] | None:
-        """Reads the newest sound record alone, whatever network its state is of."""
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        found = self._newest(self._managers.get("latest"), args, lambda restored: None)
-        return found and found[1].record
-
-    def _newest(
-        self, manager: ocp.CheckpointManager | None, args: Any, check: Callable[[Any], None]
-    ) -> tuple[int, Any] | None:
-        if manager is None:
-            return None
         problems = []
         for step in sorted(manager.all_steps(), reverse=True):
             path = str(manager.directory / str(step))
             try:
                 restored = manager.restore(step, args=args)
-                check(restored)
+                state, record = restored.state, restored.record
+                if target is not None:
+                    _check_shapes(state, target)
+                # Checkpoints made by earlier code have none.
+                if record.pop("checksums", None) not in (None, _checksums(state, record)):
+                    raise ValueError("its checksums differ: the files have changed since")
             # Orbax raises many kinds for a damaged folder; all are reported below.
             except Exception as error:
                 self._unreadable.add(path)
                 problems.append(f"{path}: {error}")
                 _log.warning("checkpoint %s cannot be read, trying the one before", problems[-1])
                 continue
-            return step, restored
+            return Checkpoint(state, record, step)
         if problems:
             raise ValueError(
                 "no checkpoint fits the state to restore; the network, the data or the code "
                 "may have changed since, or the files are damaged:\n" + "\n".join(problems)
             )
         return None
+
+    def record(self) -> dict[str, Any] | None:
+        """Reads the record of the newest sound checkpoint, whatever network its state is of."""
+        found = self.restore()
+        return found and found.record
+
+
+@contextlib.contextmanager
+def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Makes one kind of the many that Orbax raises when a save fails, with what to do."""
+    try:
+        yield
+    except Exception as error:
+        cause = str(error).partition(" [tensorstore_spec")[0]
+        raise OSError(
+            f"a checkpoint in {manager.directory} cannot be saved; those saved before are kept. "
+            "Mend the cause (free space on the disk?) and run the same command again: it goes on "
+            f"from the newest. The cause: {cause}"
+        ) from error
+
+
+def _checksums(state: chex.ArrayTree, record: dict[str, Any]) -> dict[str, int]:
+    """Of the arrays, in no order, as without a template another comes back; and of the record."""
+    arrays = (
+        zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data) for x in jax.tree.leaves(state)
+    )
+    return {
+        "state": sum(arrays) % 2**32,
+        "record": zlib.crc32(json.dumps(record, sort_keys=True).encode()),
+    }
 
 
 def _check_shapes(state: chex.ArrayTree, template: chex.ArrayTree) -> None:

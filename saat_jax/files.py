@@ -15,16 +15,36 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path, and moves it to `path` when the block has written it.
 
     The folder is made if it is absent. A block that raises leaves `path` as it was.
+
+    Raises:
+        OSError: if the file cannot be written, as on a full disk, with what to do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, and unlike any name that a reader's glob finds.
     temporary = path.with_name(f".{path.name}.tmp")
+    with telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            # A machine that loses its power must not leave the name without the content.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def telling(path: pathlib.Path) -> Iterator[None]:
+    """Says what to do when a block that writes to `path` fails."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written; what was saved before is kept. Mend the cause (free space "
+            f"on the disk?) and run the same command again: it goes on from there. The cause: "
+            f"{error}"
+        ) from error
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

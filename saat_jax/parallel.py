@@ -42,6 +42,8 @@ def start(
             f"no job of several processes found ({error}); start the processes by Slurm, Open MPI "
             "or on a TPU pod, or name --coordinator, --num_processes and --process_id"
         ) from error
+    # On a CPU the first collective fails where a process comes half a minute late; this waits.
+    multihost_utils.sync_global_devices("start")
 
 
 def _sharding(*axes: str) -> NamedSharding:
@@ -80,10 +82,13 @@ def join_rows(values: chex.ArrayTree, have: np.ndarray) -> tuple[chex.ArrayTree,
     return jax.tree.map(lambda x: np.asarray(x)[owner, rows], everyone), owned.any(axis=0)
 
 
-def pmap_update(update: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps a per-device update over all devices; the state passed in is consumed."""
+def pmap_update(update: Callable[..., Any], *, donate: bool = True) -> Callable[..., Any]:
+    """Maps a per-device update over all devices.
+
+    With `donate` the state passed in is consumed: its memory is that of the next.
+    """
     mapped = functools.partial(update, axis_name=AXIS)
-    return jax.pmap(mapped, axis_name=AXIS, donate_argnums=0)
+    return jax.pmap(mapped, axis_name=AXIS, donate_argnums=(0,) if donate else ())
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:

@@ -1,5 +1,6 @@
 """The training loop: data, update, log, checkpoint, evaluate; and start again where it stopped."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -101,6 +102,7 @@ def make_optimizer(
     momentum: float = 0.0,
     beta1: float = 0.9,
     weight_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> optax.GradientTransformation:
     """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
 
@@ -111,12 +113,15 @@ def make_optimizer(
         momentum: of "sgd".
         beta1: of "adam".
         weight_decay: coefficient of the L2 penalty's gradient.
+        accumulate: number of steps whose mean gradient makes one change of the parameters, at
+            the first one's rate; the last change takes the steps that are left.
 
     Raises:
         ValueError: if there is no such optimizer.
     """
     # A table makes any Python rule traceable, and the rate exact.
-    rates = np.array([schedule(step) for step in range(max(num_steps, 1))], np.float32)
+    first_steps = range(0, max(num_steps, 1), accumulate)
+    rates = np.array([schedule(step) for step in first_steps], np.float32)
 
     def rate(count: chex.Numeric) -> chex.Numeric:
         return jax.numpy.asarray(rates)[jax.numpy.minimum(count, len(rates) - 1)]
@@ -127,9 +132,16 @@ def make_optimizer(
     }
     if name not in rules:
         raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(rules)}")
-    return optax.chain(
+    optimizer = optax.chain(
         optax.add_decayed_weights(weight_decay), rules[name], optax.scale_by_learning_rate(rate)
     )
+    if accumulate == 1:
+        return optimizer
+
+    def num_passes(count: chex.Numeric) -> chex.Numeric:
+        return jax.numpy.clip(num_steps - count * accumulate, 1, accumulate)
+
+    return optax.MultiSteps(optimizer, num_passes).gradient_transformation()
 
 
 class MetricsLog:
@@ -150,7 +162,8 @@ class MetricsLog:
         with files.replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")  # noqa: SIM115, closed by close()
-        self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
+        # Any number may wait: its thread ends on a full disk, and must not hold up this one.
+        self._board = SummaryWriter(str(folder), purge_step=first_step + 1, max_queue=0)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """Appends one line, on the first process only."""
@@ -158,14 +171,24 @@ class MetricsLog:
             return
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
-        self._file.flush()
+        with files.telling(pathlib.Path(self._file.name)):
+            line = json.dumps({"step": step, "epoch": round(epoch, 4), **metrics})
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        """Writes out what is buffered."""
-        if self._file is not None:
-            self._file.close()
+        """Writes out what is buffered, if the disk has room."""
+        if self._file is None:
+            return
+        try:
             self._board.close()
+            self._file.close()
+        except OSError:
+            # Lines were flushed one by one: only TensorBoard's last events are lost. It would try
+            # again at exit, and bury what is said of a full disk.
+            self._board.file_writer.event_writer.flush = lambda: None
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[str]:
@@ -224,6 +247,7 @@ def train(
     checkpoint_every: int = 500,
     title: str = "train",
     progress: bool = True,
+    donate: bool = True,
 ) -> State:
     """Trains to the last epoch, resuming from the folder's latest checkpoint if it has one.
 
@@ -247,6 +271,7 @@ def train(
         checkpoint_every: steps between checkpoints; each epoch's end has one too.
         title: of the progress bar.
         progress: whether to show the bar.
+        donate: see `parallel.pmap_update`.
 
     Returns:
         The final state, with NumPy leaves.
@@ -258,7 +283,11 @@ def train(
     """
     folder = pathlib.Path(folder)
     num_steps = steps_per_epoch * num_epochs
-    with checkpoints.CheckpointFolder(folder / "checkpoints") as saved, StopSignal() as stop:
+    with (
+        checkpoints.CheckpointFolder(folder / "checkpoints") as saved,
+        StopSignal() as stop,
+        contextlib.ExitStack() as at_end,
+    ):
         best_map, pending = -1.0, []
         # Before the state, whose shapes differ where the settings do.
         if (before := saved.record()) is not None:
@@ -269,11 +298,14 @@ def train(
             best_map, pending = found.record["best_map"], found.record["pending"]
         step = int(state.step)
         log = MetricsLog(folder, first_step=step if found else -1)
+        at_end.callback(log.close)
         if evaluate and found is None:
             log.write(step, 0.0, evaluate(state))
         hidden = not progress or jax.process_index() > 0
         bar = tqdm(total=num_steps, initial=step, desc=title, disable=hidden, unit="step")
-        mapped = parallel.pmap_update(update)
+        # Closed, it leaves the next line to the message of a stop or an error.
+        at_end.callback(bar.close)
+        mapped = parallel.pmap_update(update, donate=donate)
         replicated = parallel.replicate(state)
         batches = iter(batches_from(step)) if step < num_steps else iter(())
 
@@ -282,7 +314,8 @@ def train(
             # A copy: the save goes on in the background.
             saved.save(step, host, {**record, **reached, "pending": [*pending]}, best=best)
 
-        while step < num_steps:
+        stopped = False
+        while step < num_steps and not stopped:
             replicated, metrics = mapped(replicated, parallel.shard_batch(next(batches)))
             pending.append(metrics)
             step += 1
@@ -308,14 +341,14 @@ def train(
                 if scores.get("map", -1.0) > best_map:
                     best_map = scores["map"]
                     save(host, best=True)
+                    # The next checkpoint says that this one is there.
+                    saved.wait()
             pending = _fetch(pending)
             save(host, best=False)
-            if stopped and step < num_steps:
-                saved.wait()
-                log.close()
-                raise Interrupted(f"stopped by SIGTERM at step {step} of {num_steps}, saved")
-        bar.close()
-        log.close()
+        # Asked once more, since the last evaluation takes its time.
+        if stop.on_any_process():
+            saved.wait()
+            raise Interrupted(f"stopped by SIGTERM at step {step} of {num_steps}, saved")
         return parallel.unreplicate(replicated)
 
 

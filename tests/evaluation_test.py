@@ -375,7 +375,8 @@ def test_an_attack_that_was_not_learned_is_refused(known):
         _settings("tha", True).guides(dataclasses.replace(known, learned={}))
 
 
-def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch, damaged):
     whole = _evaluate(problem, tmp_path / "whole", save_images=True, batch_size=4)
     folder = tmp_path / "whole"
     calls = []
@@ -392,9 +393,12 @@ def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch):
     assert calls == list(range(7)) and not (tmp_path / "cut" / "away.json").exists()
     monkeypatch.setattr(records_module, "_save_image", lambda folder, row, image: calls.append(row))
     calls.clear()
+    if damaged:
+        (part,) = (tmp_path / "cut").glob(".away-*/000000.npz")
+        part.write_bytes(part.read_bytes()[:-40])
     made = again(save_images=True)
-    # The first batch is not attacked again; the second, which was cut, is.
-    assert calls[:7] == list(range(4, 11))
+    # The first batch is not attacked again, if it is sound; the second, which was cut, is.
+    assert calls[:7] == list(range(0 if damaged else 4, 7 if damaged else 11))
     for name, record in made.items():
         for field in ("metrics", "curves", "perturbation"):
             assert record[field] == whole[name][field]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -217,11 +218,15 @@ def _all_rows(values: list[np.ndarray], rows: np.ndarray, wanted: np.ndarray) ->
 
 
 def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
-    """What the first batches gave, as far as they are there."""
+    """What the first batches gave, as far as they are there and sound."""
     found: list[dict[str, np.ndarray]] = []
     while (path := folder / f"{len(found):06d}.npz").is_file():
-        with np.load(path) as part:
-            found.append(dict(part))
+        try:
+            with np.load(path) as part:
+                found.append(dict(part))
+        except (zipfile.BadZipFile, ValueError):
+            # Damaged on the disk: this batch and those after it are attacked again.
+            break
     return found
 
 

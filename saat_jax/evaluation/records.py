@@ -423,8 +423,8 @@ def _examples(
 def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(folder / f"{row:06d}.png")
+    with files.replacing(folder / f"{row:06d}.png") as temporary:
+        Image.fromarray(image).save(temporary, format="png")
 
 
 def _num_images(folder: pathlib.Path) -> int:
