@@ -5,13 +5,17 @@ codes (CgAT) and anchor codes (P2P, DHTA).
 
 A code bank holds one code for each training image, `code_bank [bank_size, num_bits]`, and its
 labels, `bank_labels [bank_size, num_classes]`. All but the drawn anchors is closed-form, and knows
-nothing of images or networks.
+nothing of images or networks. Rows with the same labels vote alike, so that their sums are all that
+a vote needs: a `GroupedBank` keeps them, and its votes cost the same for a bank of any size.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,15 +43,138 @@ def _round(votes: ArrayLike, ties: Ties) -> Array:
     return hamming.binarize(votes) if ties == "positive" else jnp.sign(votes)
 
 
-def _share(total: Array) -> Array:
-    """One over `total`, and zero where there is nothing to share."""
-    return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+@flax.struct.dataclass
+class GroupedBank:
+    """A code bank and the sums of the codes that have the same labels; see `group_bank`.
+
+    Attributes:
+        codes: `[bank_size, num_bits]`, in the type that they came in.
+        groups: `[bank_size]` int32 the row of `labels` that is each row's.
+        labels: `[num_groups, num_classes]` multi-hot float32, all distinct; those with few
+            labels first.
+        sums: `[num_groups, num_bits + 1]` float32 sums of the codes and, last, their number.
+        ends: for each number of labels, from 0 to num_classes, where its groups end.
+    """
+
+    codes: Array
+    groups: Array
+    labels: Array
+    sums: Array
+    ends: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+
+def group_bank(code_bank: ArrayLike, bank_labels: ArrayLike) -> GroupedBank:
+    """Groups a code bank by distinct label vectors, on the host.
+
+    Sums of codes in {-1, +1} are exact up to 2^24 rows with the same labels.
+
+    Args:
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or soft codes; of int8, a bank
+            takes a quarter of the memory.
+        bank_labels: `[bank_size, num_classes]` multi-hot.
+
+    Raises:
+        ValueError: if a label is neither 0 nor 1.
+    """
+    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
+    bank_labels = np.asarray(bank_labels)
+    multi_hot = bank_labels > 0
+    if np.any(multi_hot != bank_labels):
+        wrong = bank_labels[multi_hot != bank_labels][0]
+        raise ValueError(f"labels must be 0 or 1 to be grouped, got {wrong}; threshold them first")
+    # Sorted by their first column, the number of labels.
+    keys = np.column_stack([multi_hot.sum(1), np.packbits(multi_hot, axis=1)])
+    keys, groups = np.unique(keys, axis=0, return_inverse=True)
+    num_classes = multi_hot.shape[1]
+    labels = np.unpackbits(keys[:, 1:].astype(np.uint8), axis=1, count=num_classes)
+    ends = np.searchsorted(keys[:, 0], np.arange(num_classes + 1), side="right")
+    groups = groups.reshape(-1).astype(np.int32)
+    codes = jnp.asarray(code_bank)
+    return GroupedBank(
+        codes,
+        jnp.asarray(groups),
+        jnp.asarray(labels, jnp.float32),
+        jax.ops.segment_sum(_countable(codes), groups, len(labels)),
+        tuple(ends.tolist()),
+    )
+
+
+def refresh_rows(bank: GroupedBank, codes: Array, index: Array) -> GroupedBank:
+    """Replaces the codes of a batch in a bank and in its sums.
+
+    Exact for codes in {-1, +1}; soft codes are replaced to rounding. Under `jit` with the bank
+    donated it costs the same for a bank of any size.
+
+    Args:
+        bank: the bank before the batch.
+        codes: `[batch, num_bits]`.
+        index: `[batch]` int rows of the bank, distinct but for padding, which is `bank_size`
+            and changes nothing.
+    """
+    change = codes.astype(bank.codes.dtype) - bank.codes.at[index].get(mode="clip")
+    groups = bank.groups.at[index].get(mode="fill", fill_value=len(bank.labels))
+    return dataclasses.replace(
+        bank,
+        # Not set: XLA would copy the bank, to read it and to write it independently.
+        codes=bank.codes.at[index].add(change, mode="drop"),
+        sums=bank.sums.at[groups, :-1].add(change.astype(jnp.float32), mode="drop"),
+    )
+
+
+def _countable(codes: Array) -> Array:
+    """Codes with a one at the end of each row, so that a sum of rows counts them too."""
+    return jnp.pad(codes.astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_PRECISION)
+
+
+def _tallies(
+    code_bank: ArrayLike | GroupedBank, bank_labels: ArrayLike | None
+) -> tuple[Array, Array, list[tuple[Array, Array, float]]]:
+    """(labels, sums) of a bank's groups, and (labels / norm, sums, norm) of blocks of them.
+
+    The norm of a block is that of all its labels, if they are grouped: what is summed before
+    dividing by it are integers, and exact. Else each row is a group, and its norm divided out.
+    """
+    if isinstance(code_bank, GroupedBank):
+        labels, sums, ends = code_bank.labels, code_bank.sums, code_bank.ends
+        blocks = [
+            (labels[start:end], sums[start:end], max(size, 1) ** 0.5)
+            for size, (start, end) in enumerate(itertools.pairwise((0, *ends)))
+            if start < end
+        ]
+        return labels, sums, blocks
+    if bank_labels is None:
+        raise ValueError("a code bank needs its bank_labels; only a grouped bank holds its own")
+    chex.assert_rank([code_bank, bank_labels], 2)
+    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
+    labels, sums = jnp.asarray(bank_labels, jnp.float32), _countable(jnp.asarray(code_bank))
+    norms = jnp.linalg.norm(labels, axis=1, keepdims=True)
+    return labels, sums, [(labels / jnp.where(norms > 0, norms, 1), sums, 1.0)]
+
+
+def _overlap(labels: Array, bank_labels: Array) -> Array:
+    """How many labels an example and a group share. `[batch, num_groups]`"""
+    chex.assert_rank([labels, bank_labels], 2)
+    return _matmul(labels, bank_labels.T)
+
+
+def _add_up(chosen: Array, sums: Array) -> Array:
+    """The sums of the chosen groups, and their number last. `[batch, num_bits + 1]`"""
+    return _matmul(chosen.astype(jnp.float32), sums)
+
+
+def _difference(a: Array, b: Array) -> Array:
+    """`a - b`, and zero where they round to the same: a fused product would not."""
+    return jnp.where(a == b, 0, a - b)
 
 
 def mainstay_votes(
     labels: ArrayLike,
-    code_bank: ArrayLike,
-    bank_labels: ArrayLike,
+    code_bank: ArrayLike | GroupedBank,
+    bank_labels: ArrayLike | None = None,
     *,
     weighting: Weighting = "similarity",
 ) -> Array:
@@ -60,40 +187,47 @@ def mainstay_votes(
     Args:
         labels: `[batch, num_classes]` multi-hot; the own labels of the examples to flee
             from them, other labels to reach those.
-        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or soft codes.
-        bank_labels: `[bank_size, num_classes]` multi-hot.
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, soft codes, or a `GroupedBank`.
+        bank_labels: `[bank_size, num_classes]` multi-hot; a `GroupedBank` holds its own.
         weighting: "similarity" scales the votes for to sum to one, as the released code;
             "count" divides them by the number of positives, as Eq. 11 of the paper.
 
     Returns:
-        `[batch, num_bits]` float in [-2, 2]. Near zero the bank is split.
+        `[batch, num_bits]` float in [-2, 2]. Near zero the bank is split. Of a grouped bank of
+        codes in {-1, +1}, weighted by similarity, a tied bit's vote is zero as in exact
+        arithmetic; else rounding may decide it, unless all bank rows have one label.
 
     Raises:
-        ValueError: if `weighting` is unknown.
+        ValueError: if `weighting` is unknown, or labels are missing.
 
     Reference:
         SAAT, Section III-C, Theorem 1 and Eq. 11.
     """
-    chex.assert_rank([labels, code_bank, bank_labels], 2)
-    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
     check_options(weighting, "positive")
     # A product of booleans would be a logical one, and one of small integers would overflow.
-    labels, code_bank, bank_labels = (
-        jnp.asarray(x, jnp.float32) for x in (labels, code_bank, bank_labels)
-    )
-    overlap = jnp.matmul(labels, bank_labels.T, precision=_PRECISION)
-    norms = jnp.linalg.norm(labels, axis=1)[:, None] * jnp.linalg.norm(bank_labels, axis=1)
-    similarity = overlap / (norms + 1e-8)
-    negative = (overlap == 0).astype(similarity.dtype)
-    total = jnp.sum(similarity if weighting == "similarity" else 1 - negative, 1, keepdims=True)
-    votes = similarity * _share(total) - negative * _share(jnp.sum(negative, 1, keepdims=True))
-    return jnp.matmul(votes, code_bank, precision=_PRECISION)
+    labels = jnp.asarray(labels, jnp.float32)
+    bank_labels, sums, blocks = _tallies(code_bank, bank_labels)
+    far = _add_up(_overlap(labels, bank_labels) == 0, sums)
+    # Linear in the bank's labels: no matrix of examples by rows is needed.
+    near = [(_matmul(labels, _matmul(unit.T, part)), norm) for unit, part, norm in blocks]
+    if weighting == "count":
+        cosines = sum((part / norm for part, norm in near), jnp.zeros(()))
+        positives = jnp.sum(sums[:, -1]) - far[:, -1:]
+        total = positives * jnp.linalg.norm(labels, axis=1, keepdims=True)
+        near = [(cosines.at[:, -1:].set(total), 1.0)]
+    votes = total = jnp.zeros(())
+    num_far = jnp.maximum(far[:, -1:], 1)
+    for part, norm in near:
+        votes += _difference(part * num_far, far * part[:, -1:]) / norm
+        total += part[:, -1:] / norm
+    votes = jnp.where(total > 0, votes / jnp.where(total > 0, total, 1), -far) / num_far
+    return votes[:, :-1]
 
 
 def mainstay_codes(
     labels: ArrayLike,
-    code_bank: ArrayLike,
-    bank_labels: ArrayLike,
+    code_bank: ArrayLike | GroupedBank,
+    bank_labels: ArrayLike | None = None,
     *,
     weighting: Weighting = "similarity",
     ties: Ties = "positive",
@@ -102,8 +236,8 @@ def mainstay_codes(
 
     Args:
         labels: `[batch, num_classes]` multi-hot.
-        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or soft codes.
-        bank_labels: `[bank_size, num_classes]` multi-hot.
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, soft codes, or a `GroupedBank`.
+        bank_labels: `[bank_size, num_classes]` multi-hot; a `GroupedBank` holds its own.
         weighting: see `mainstay_votes`.
         ties: "positive" gives an exactly tied bit +1; "zero" leaves it 0, as the released
             code does, and such a bit takes no part in any loss.
@@ -120,13 +254,6 @@ def mainstay_codes(
     return _round(votes, ties)
 
 
-def _relevant(labels: ArrayLike, bank_labels: ArrayLike) -> Array:
-    """One where an example and a bank row share a label, else zero. `[batch, bank_size]`"""
-    chex.assert_rank([labels, bank_labels], 2)
-    overlap = jnp.matmul(jnp.asarray(labels, jnp.float32), jnp.asarray(bank_labels, jnp.float32).T)
-    return (overlap > 0).astype(jnp.float32)
-
-
 def _round_whole(votes: Array, ties: Ties) -> Array:
     """Rounds votes to codes, and those that are zero in every bit to zeros."""
     check_options("similarity", ties)
@@ -135,8 +262,8 @@ def _round_whole(votes: Array, ties: Ties) -> Array:
 
 def consensus_codes(
     labels: ArrayLike,
-    code_bank: ArrayLike,
-    bank_labels: ArrayLike,
+    code_bank: ArrayLike | GroupedBank,
+    bank_labels: ArrayLike | None = None,
     *,
     ties: Ties = "positive",
 ) -> Array:
@@ -146,8 +273,8 @@ def consensus_codes(
 
     Args:
         labels: `[batch, num_classes]` multi-hot.
-        code_bank: `[bank_size, num_bits]` codes in {-1, +1}.
-        bank_labels: `[bank_size, num_classes]` multi-hot.
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or a `GroupedBank`.
+        bank_labels: `[bank_size, num_classes]` multi-hot; a `GroupedBank` holds its own.
         ties: what an exactly tied bit becomes; see `mainstay_codes`.
 
     Returns:
@@ -160,19 +287,21 @@ def consensus_codes(
     Reference:
         The theory attack of SDHA in the code released with SAAT.
     """
-    sums = jnp.matmul(
-        _relevant(labels, bank_labels), jnp.asarray(code_bank, jnp.float32), precision=_PRECISION
-    )
-    return _round_whole(sums, ties)
+    labels = jnp.asarray(labels, jnp.float32)
+    bank_labels, sums, _ = _tallies(code_bank, bank_labels)
+    votes = _add_up(_overlap(labels, bank_labels) > 0, sums)[:, :-1]
+    return _round_whole(votes, ties)
 
 
-def center_votes(labels: ArrayLike, code_bank: ArrayLike, bank_labels: ArrayLike) -> Array:
+def center_votes(
+    labels: ArrayLike, code_bank: ArrayLike | GroupedBank, bank_labels: ArrayLike | None = None
+) -> Array:
     """Mean code of the bank rows that share a label with an example less that of the others.
 
     Args:
         labels: `[batch, num_classes]` multi-hot.
-        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or soft codes.
-        bank_labels: `[bank_size, num_classes]` multi-hot.
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, soft codes, or a `GroupedBank`.
+        bank_labels: `[bank_size, num_classes]` multi-hot; a `GroupedBank` holds its own.
 
     Returns:
         `[batch, num_bits]` float in [-2, 2]; zeros for an example that shares a label with no
@@ -181,21 +310,20 @@ def center_votes(labels: ArrayLike, code_bank: ArrayLike, bank_labels: ArrayLike
     Reference:
         CgAT as released, which computes similarities as weights but does not use them.
     """
-    positive = _relevant(labels, bank_labels)
-    code_bank = jnp.asarray(code_bank, jnp.float32)
-    (count, total), (other_count, other_total) = (
-        (jnp.sum(side, 1, keepdims=True), jnp.matmul(side, code_bank, precision=_PRECISION))
-        for side in (positive, 1 - positive)
-    )
+    labels = jnp.asarray(labels, jnp.float32)
+    bank_labels, sums, _ = _tallies(code_bank, bank_labels)
+    overlap = _overlap(labels, bank_labels)
+    near, far = _add_up(overlap > 0, sums), _add_up(overlap == 0, sums)
+    num_near, num_far = near[:, -1:], far[:, -1:]
     # A difference of quotients would not be zero for every tied bit.
-    votes = other_count * total - count * other_total
-    return votes / jnp.maximum(count * other_count, 1)
+    votes = _difference(num_far * near, num_near * far) / jnp.maximum(num_near * num_far, 1)
+    return votes[:, :-1]
 
 
 def center_codes(
     labels: ArrayLike,
-    code_bank: ArrayLike,
-    bank_labels: ArrayLike,
+    code_bank: ArrayLike | GroupedBank,
+    bank_labels: ArrayLike | None = None,
     *,
     ties: Ties = "positive",
 ) -> Array:
@@ -203,8 +331,8 @@ def center_codes(
 
     Args:
         labels: `[batch, num_classes]` multi-hot.
-        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, or soft codes.
-        bank_labels: `[bank_size, num_classes]` multi-hot.
+        code_bank: `[bank_size, num_bits]` codes in {-1, +1}, soft codes, or a `GroupedBank`.
+        bank_labels: `[bank_size, num_classes]` multi-hot; a `GroupedBank` holds its own.
         ties: what an exactly tied bit becomes; see `mainstay_codes`.
 
     Returns:

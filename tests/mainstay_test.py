@@ -1,5 +1,6 @@
 """Mainstay votes and codes: by hand, by loops, by brute force, and against the papers' code."""
 
+import fractions
 import functools
 import itertools
 
@@ -151,11 +152,14 @@ def test_unknown_options_are_refused():
         mainstay.mainstay_codes(*problem, ties="negative")
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize(
+    ("wrap", "grouped"), [(jax.jit, False), (lambda function: function, False), (jax.jit, True)]
+)
 @pytest.mark.parametrize("name", golden.names("mainstay_"))
-def test_golden_mainstay(name, wrap):
+def test_golden_mainstay(name, wrap, grouped):
     case = golden.load(name)
-    problem = case["label"], case["train_code"], case["train_label"]
+    bank = case["train_code"], case["train_label"]
+    problem = case["label"], *([mainstay.group_bank(*bank)] if grouped else bank)
     bound = case.tolerance("|margin64| >")
     margin = case["margin64"]
     votes = np.asarray(wrap(mainstay.mainstay_votes)(*problem))
@@ -233,6 +237,93 @@ def test_labels_and_codes_of_any_type_give_the_same_votes():
     expected = mainstay.mainstay_votes(*(np.float32(x) for x in (labels, bank, bank_labels)))
     actual = mainstay.mainstay_votes(labels, bank.astype(np.int8), bank_labels)
     np.testing.assert_array_equal(actual, expected)
+
+
+# --- a bank grouped by label vectors ---
+
+
+def test_groups_worked_by_hand():
+    code_bank = np.array([[1, 1], [1, -1], [-1, 1], [1, 1], [-1, -1]], np.int8)
+    bank_labels = np.array([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1]])
+    bank = mainstay.group_bank(code_bank, bank_labels)
+    # Fewest labels first; no row has the label 0 alone.
+    np.testing.assert_array_equal(bank.labels, [[0, 0], [0, 1], [1, 1]])
+    np.testing.assert_array_equal(bank.groups, [2, 1, 2, 0, 2])
+    np.testing.assert_array_equal(bank.sums, [[1, 1, 1], [1, -1, 1], [-1, 1, 3]])
+    assert bank.ends == (1, 2, 3) and bank.codes.dtype == np.int8
+    # Row 4 becomes (1, 1); the other row is padding.
+    bank = mainstay.refresh_rows(bank, jnp.array([[1.0, 1], [-1, -1]]), jnp.array([4, 5]))
+    np.testing.assert_array_equal(bank.sums, [[1, 1, 1], [1, -1, 1], [1, 3, 3]])
+    np.testing.assert_array_equal(bank.codes, [*code_bank[:4], [1, 1]])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(functools.partial(mainstay.mainstay_votes, weighting=word) for word in WEIGHTINGS),
+        mainstay.center_votes,
+        mainstay.consensus_codes,
+    ],
+)
+def test_a_grouped_bank_votes_as_its_rows_do(function, soft):
+    labels, code_bank, bank_labels = _random_problem(9, bank_size=60, num_classes=4)
+    if soft:
+        code_bank = np.tanh(code_bank * np.random.default_rng(2).random(code_bank.shape))
+    bank = mainstay.group_bank(code_bank, bank_labels)
+    assert len(bank.labels) < len(code_bank)
+    expected = function(labels, code_bank, bank_labels)
+    np.testing.assert_allclose(function(labels, bank), expected, atol=1e-6)
+
+
+def _is_tied(label, bits, bank_labels):
+    """Whether a bit's vote is zero, in integers: roots and their sums would round."""
+    overlap = bank_labels @ label
+    far = overlap == 0
+    if far.all():
+        return bits.sum() == 0
+    rows = overlap * (max(far.sum(), 1) * bits - bits[far].sum())
+    # Each is divided by the root of its number of labels, m * sqrt(free), free of squares.
+    parts = {}
+    for row, number in zip(rows[~far], bank_labels[~far].sum(1), strict=True):
+        m = max(m for m in range(1, 9) if number % m**2 == 0)
+        free = number // m**2
+        parts[free] = parts.get(free, 0) + fractions.Fraction(int(row), m)
+    return not any(parts.values())
+
+
+def test_ties_of_a_grouped_bank_are_exact():
+    rng = np.random.default_rng(0)
+    labels = np.array(list(itertools.product([0, 1], repeat=4)))
+    for bank_size in (6, 14):
+        bank_labels = labels[rng.choice(len(labels), bank_size)]
+        code_bank = rng.choice([-1, 1], (bank_size, 128))
+        votes = mainstay.mainstay_votes(labels, mainstay.group_bank(code_bank, bank_labels))
+        tied = [[_is_tied(row, bits, bank_labels) for bits in code_bank.T] for row in labels]
+        assert np.sum(tied) > 20
+        np.testing.assert_array_equal(np.asarray(votes) == 0, tied)
+
+
+def test_refreshed_sums_are_those_of_the_refreshed_bank():
+    _, code_bank, bank_labels = _random_problem(10, bank_size=200, num_classes=3)
+    rng = np.random.default_rng(10)
+    bank = mainstay.group_bank(code_bank, bank_labels)
+    refresh = jax.jit(mainstay.refresh_rows, donate_argnums=0)
+    for _ in range(20):
+        index = rng.choice(201, 32, replace=False)
+        codes = rng.choice([-1, 1], (32, 12)).astype(np.float32)
+        real = index < 200
+        code_bank[index[real]] = codes[real]
+        bank = refresh(bank, codes, index)
+    expected = mainstay.group_bank(code_bank, bank_labels)
+    jax.tree.map(np.testing.assert_array_equal, bank, expected)
+
+
+def test_what_cannot_be_grouped_is_refused():
+    with pytest.raises(ValueError, match=r"0 or 1 to be grouped, got 0\.5"):
+        mainstay.group_bank(np.ones((2, 3)), np.array([[1, 0], [0, 0.5]]))
+    with pytest.raises(ValueError, match="needs its bank_labels"):
+        mainstay.mainstay_votes(np.ones((1, 2)), np.ones((2, 3)))
 
 
 # --- consensus codes (SDHA), centre codes (CgAT), anchor codes (P2P, DHTA) ---

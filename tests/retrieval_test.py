@@ -1,11 +1,15 @@
 """Ranking metrics: against brute force over tie orders, and against the papers' code."""
 
+import math
+
 import chex
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import retrieval as benchmark
 from saat_jax import retrieval
+from saat_jax.retrieval import counting
 from tests import golden, reference
 
 NORMALIZERS = retrieval.NORMALIZERS
@@ -157,6 +161,19 @@ def test_number_of_hits_is_drawn_without_replacement():
     assert actual == pytest.approx(np.mean(samples), abs=4 * np.std(samples) / 4000**0.5)
 
 
+@pytest.mark.parametrize(("size", "relevant", "k"), [(600, 300, 250), (600, 30, 590)])
+def test_rare_numbers_of_hits_do_not_count(size, relevant, k):
+    # The library leaves out what is less than rounding; here every number of hits has its part.
+    place = np.arange(1, k + 1)
+    expected = 0.0
+    for hits in range(max(1, k - size + relevant), min(k, relevant) + 1):
+        ways = math.comb(relevant, hits) * math.comb(size - relevant, k - hits)
+        gain = np.sum(hits / k * (1 + (place - 1) * (hits - 1) / (k - 1)) / place)
+        expected += ways / math.comb(size, k) * gain / hits
+    actual = retrieval.expected_average_precision([[size]], [[relevant]], k=k)
+    np.testing.assert_allclose(actual, [expected], rtol=1e-11)
+
+
 @pytest.mark.parametrize("ties", retrieval.TIES)
 def test_one_mask_on_all_codes_changes_nothing(ties):
     query_codes, database_codes, *labels = _random_problem(6, num_database=40, num_bits=6)
@@ -194,29 +211,71 @@ def test_histograms_of_shards_add_up():
             retrieval.expected_average_precision(*added, k=11, normalizer=normalizer),
             retrieval.average_precision(*problem, k=11, normalizer=normalizer),
         )
+    # One pass serves all metrics.
+    cutoffs = [1, 7, 50]
+    np.testing.assert_array_equal(
+        retrieval.expected_precision_at_n(*added, cutoffs=cutoffs),
+        retrieval.precision_at_n(*problem, cutoffs=cutoffs),
+    )
+    np.testing.assert_array_equal(
+        retrieval.expected_precision_recall_curve(*added)["precision"],
+        retrieval.precision_recall_curve(*problem)["precision"],
+    )
 
 
 @pytest.mark.parametrize("ties", retrieval.TIES)
 def test_blocks_change_nothing_and_compile_once(ties, monkeypatch):
-    problem = _random_problem(9, num_queries=7, num_database=50)
+    problem = _random_problem(9, num_queries=20, num_database=50)
     expected = _all_metrics(problem, ties=ties)
-    # Chunks of 3 queries and, for histograms, blocks of 16 items; the last ones are short.
-    items = 16 if ties == "average" else 50
+    # A query for each of the eight devices at a time, and for histograms blocks of 14 items, six
+    # of them padding; the last chunk is short.
     chex.clear_trace_counter()
-    monkeypatch.setattr(retrieval, "_MAX_DATABASE_BLOCK", 16)
-    monkeypatch.setattr(retrieval, "MAX_WORKING_BYTES", 3 * items * retrieval._BYTES_PER_PAIR)
-    for name in ("_count_levels", "_levels_and_relevance"):
-        function = getattr(retrieval, name).__wrapped__
-        monkeypatch.setattr(retrieval, name, jax.jit(chex.assert_max_traces(n=1)(function)))
-    padded = []
-
-    def pad(rows, size, inner=retrieval._pad):
-        padded.append((len(rows), size))
-        return inner(rows, size)
-
-    monkeypatch.setattr(retrieval, "_pad", pad)
+    monkeypatch.setattr(counting, "_MAX_DATABASE_BLOCK", 14)
+    monkeypatch.setattr(counting, "MAX_WORKING_BYTES", 1)
+    for name in ("_keys", "_keys_of_two"):
+        function = chex.assert_max_traces(n=1)(getattr(counting, name).__wrapped__)
+        monkeypatch.setattr(counting, name, jax.jit(function, static_argnames="num_levels"))
     np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
-    assert set(padded) == {(3, 3), (1, 3)} | ({(16, 16), (2, 16)} if ties == "average" else set())
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_one_device_gives_what_eight_give(ties, monkeypatch):
+    problem = _random_problem(11, num_queries=20, num_database=50)
+    assert jax.local_device_count() == 8
+    expected = _all_metrics(problem, ties=ties)
+    device = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
+
+
+@pytest.mark.parametrize("counted_by", ["_count_on_host", "_count_on_device"])
+@pytest.mark.parametrize(
+    ("num_bits", "zeros"),
+    [(1, "both"), (31, "queries"), (64, "both"), (127, "none"), (128, "none"), (512, "none")],
+)
+def test_counts_and_rankings_of_any_length(num_bits, zeros, counted_by, monkeypatch):
+    rng = np.random.default_rng(num_bits)
+    queries, database = rng.choice([-1, 1], (3, num_bits)), rng.choice([-1, 1], (41, num_bits))
+    for codes in {"none": [], "queries": [queries], "both": [queries, database]}[zeros]:
+        codes[rng.random(codes.shape) < 0.2] = 0
+    labels, item_labels = (rng.random((rows, 70)) < 0.03 for rows in (3, 41))
+    problem = queries, database, labels, item_labels
+    levels, relevant = num_bits - queries @ database.T, labels.astype(int) @ item_labels.T > 0
+    # What an accelerator does, on the CPU.
+    monkeypatch.setattr(counting, "_count_on_host", getattr(counting, counted_by))
+    actual = retrieval.distance_histograms(*problem)
+    for row, level in enumerate(levels):
+        for counts, items in zip(actual, (level, level[relevant[row]]), strict=True):
+            np.testing.assert_array_equal(
+                counts[row], np.bincount(items, minlength=2 * num_bits + 1)
+            )
+    expected = [
+        reference.average_precision(hits[np.argsort(level, kind="stable")], 17, "hits")
+        for level, hits in zip(levels, relevant, strict=True)
+    ]
+    actual = retrieval.average_precision(*problem, k=17, ties="index")
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
 
 
 def test_arrays_of_any_kind_give_the_same():
@@ -298,6 +357,11 @@ def test_bad_levels_cutoffs_and_histograms_are_refused():
             retrieval.expected_average_precision(
                 wrong, relevant if wrong.shape != relevant[0].shape else relevant[0]
             )
+
+
+def test_the_benchmark_compares_with_the_published_metric():
+    off = benchmark.verify(num_queries=2, num_database=6000, num_bits=8)
+    assert off["largest difference, ties by index"] <= 1e-12
 
 
 # --- the papers' own numbers ---

@@ -222,7 +222,7 @@ def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
     found: list[dict[str, np.ndarray]] = []
     while (path := folder / f"{len(found):06d}.npz").is_file():
         try:
-            with np.load(path) as part:
+            with path.open("rb") as file, np.load(file) as part:
                 found.append(dict(part))
         except (zipfile.BadZipFile, ValueError):
             # Damaged on the disk: this batch and those after it are attacked again.

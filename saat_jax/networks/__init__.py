@@ -96,7 +96,11 @@ NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
         for suffix in ("", "_bn")
     },
 }
-_CHOICES = {"dtype": ("float32", "bfloat16"), "hash_init": ("torch", "normal")}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "hash_init": ("torch", "normal"),
+    "remat": (False, True),
+}
 
 
 def create_network(name: str, *, num_bits: int, **options: Any) -> nn.Module:
@@ -106,8 +110,9 @@ def create_network(name: str, *, num_bits: int, **options: Any) -> nn.Module:
         name: one of `NETWORKS`.
         num_bits: code length.
         **options: attributes of the network, such as `input_norm` (default True), `hash_init`
-            ("torch" or "normal", by default the released code's) or `dtype` ("float32", the
-            default, or "bfloat16"; parameters and codes are float32 in any case).
+            ("torch" or "normal", by default the released code's), `dtype` ("float32", the
+            default, or "bfloat16"; parameters and codes are float32 in any case) or `remat`
+            (default False; see docs/cost.md).
 
     Raises:
         ValueError: if there is no such network, no such option, or no such choice of one.

@@ -8,7 +8,7 @@ weights find their place.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,13 @@ def _check_size(images: Array, network: str, smallest: int) -> None:
         )
 
 
+def _piece(network: nn.Module, function: Callable[[Array], Array], x: Array) -> Array:
+    """Applies a part of a network; with `remat` its gradient computes its insides anew."""
+    if not network.remat:
+        return function(x)
+    return nn.remat(lambda _, x: function(x))(network, x)
+
+
 class ConvNet(nn.Module):
     """A small network for small images: normalised convolutions and a global maximum.
 
@@ -41,6 +48,7 @@ class ConvNet(nn.Module):
         input_norm: whether ImageNet's mean and deviation are applied inside.
         hash_init: initial values of the hash layer: "torch" or "normal".
         dtype: of all before the hash layer: "float32" or "bfloat16".
+        remat: whether gradients compute most of the activations anew instead of keeping them.
         widths: channels of the convolutions; all but the last are followed by a halving.
     """
 
@@ -48,6 +56,7 @@ class ConvNet(nn.Module):
     input_norm: bool = True
     hash_init: str = "torch"
     dtype: str = "float32"
+    remat: bool = False
     widths: Sequence[int] = (16, 32, 64, 128)
 
     @nn.compact
@@ -57,13 +66,16 @@ class ConvNet(nn.Module):
         """Maps `[batch, height, width, 3]` images to `[batch, num_bits]` soft codes."""
         _check_size(images, "ConvNet", 2 ** (len(self.widths) - 1))
         x = layers.normalize(images, self.input_norm)
-        for number, width in enumerate(self.widths):
+
+        def stage(x: Array, number: int, width: int) -> Array:
             conv = Conv(
                 width, 3, padding=1, use_bias=False, dtype=self.dtype, name=f"conv_{number}"
             )
             x = nn.relu(BatchNorm(name=f"norm_{number}")(conv(x), training))
-            if number < len(self.widths) - 1:
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+            return nn.avg_pool(x, (2, 2), (2, 2)) if number < len(self.widths) - 1 else x
+
+        for number, width in enumerate(self.widths):
+            x = _piece(self, functools.partial(stage, number=number, width=width), x)
         x = BatchNorm(name="norm")(jnp.max(x, axis=(1, 2)), training)
         return jnp.tanh(alpha * Dense(self.num_bits, self.hash_init, name="hash")(x))
 
@@ -76,6 +88,7 @@ class AlexNet(nn.Module):
         input_norm: whether ImageNet's mean and deviation are applied inside.
         hash_init: initial values of the hash layer: "torch" or "normal".
         dtype: of all before the hash layer: "float32" or "bfloat16".
+        remat: whether gradients compute most of the activations anew instead of keeping them.
         dropout_rate: share of units dropped before the two hidden linear layers.
         widths: channels of the five convolutions.
         hidden: units of the two hidden linear layers.
@@ -89,6 +102,7 @@ class AlexNet(nn.Module):
     input_norm: bool = True
     hash_init: str = "torch"
     dtype: str = "float32"
+    remat: bool = False
     dropout_rate: float = 0.5
     widths: Sequence[int] = (64, 192, 384, 256, 256)
     hidden: int = 4096
@@ -104,14 +118,23 @@ class AlexNet(nn.Module):
         dropout = functools.partial(layers.dropout, training=training, rate=self.dropout_rate)
         widths = self.widths
         x = layers.normalize(images, self.input_norm)
-        x = nn.relu(conv(widths[0], 11, stride=4, padding=2, name="features_0")(x))
-        x = layers.max_pool(x, size=3, stride=2)
-        x = nn.relu(conv(widths[1], 5, padding=2, name="features_3")(x))
-        x = layers.max_pool(x, size=3, stride=2)
-        x = nn.relu(conv(widths[2], 3, padding=1, name="features_6")(x))
-        x = nn.relu(conv(widths[3], 3, padding=1, name="features_8")(x))
-        x = nn.relu(conv(widths[4], 3, padding=1, name="features_10")(x))
-        x = layers.max_pool(x, size=3, stride=2)
+
+        def stage_0(x: Array) -> Array:
+            x = conv(widths[0], 11, stride=4, padding=2, name="features_0")(x)
+            return nn.relu(layers.max_pool(x, size=3, stride=2))
+
+        def stage_1(x: Array) -> Array:
+            x = conv(widths[1], 5, padding=2, name="features_3")(x)
+            return nn.relu(layers.max_pool(x, size=3, stride=2))
+
+        def stage_2(x: Array) -> Array:
+            x = nn.relu(conv(widths[2], 3, padding=1, name="features_6")(x))
+            x = nn.relu(conv(widths[3], 3, padding=1, name="features_8")(x))
+            x = conv(widths[4], 3, padding=1, name="features_10")(x)
+            return nn.relu(layers.max_pool(x, size=3, stride=2))
+
+        for stage in (stage_0, stage_1, stage_2):
+            x = _piece(self, stage, x)
         x = layers.flatten_channels_first(layers.adaptive_average_pool(x, 6))
         x = nn.relu(dense(self.hidden, name="classifier_1")(dropout(x, layer=0)))
         x = nn.relu(dense(self.hidden, name="classifier_4")(dropout(x, layer=1)))
@@ -128,6 +151,7 @@ class VGG(nn.Module):
         input_norm: whether ImageNet's mean and deviation are applied inside.
         hash_init: initial values of the hash layer: "torch" or "normal".
         dtype: of all before the hash layer: "float32" or "bfloat16".
+        remat: whether gradients compute most of the activations anew instead of keeping them.
         dropout_rate: share of units dropped after the two hidden linear layers.
         widths: channels of the stages.
         hidden: units of the two hidden linear layers.
@@ -143,6 +167,7 @@ class VGG(nn.Module):
     input_norm: bool = True
     hash_init: str = "torch"
     dtype: str = "float32"
+    remat: bool = False
     dropout_rate: float = 0.5
     widths: Sequence[int] = (64, 128, 256, 512, 512)
     hidden: int = 4096
@@ -157,17 +182,22 @@ class VGG(nn.Module):
         dense = functools.partial(Dense, self.hidden, "normal", self.dtype)
         dropout = functools.partial(layers.dropout, training=training, rate=self.dropout_rate)
         x = layers.normalize(images, self.input_norm)
-        number = 0
-        for num_convs, width in zip(self.stages, self.widths, strict=True):
-            for _ in range(num_convs):
+
+        def stage(x: Array, number: int, num_convs: int, width: int) -> Array:
+            for index in range(num_convs):
+                x = nn.relu(x) if index > 0 else x
                 x = conv(width, name=f"features_{number}")(x)
                 if self.batch_norm:
                     number += 1
                     x = BatchNorm(name=f"features_{number}")(x, training)
-                x = nn.relu(x)
                 number += 2
-            x = layers.max_pool(x, size=2, stride=2)
-            number += 1
+            return nn.relu(layers.max_pool(x, size=2, stride=2))
+
+        number = 0
+        for num_convs, width in zip(self.stages, self.widths, strict=True):
+            part = functools.partial(stage, number=number, num_convs=num_convs, width=width)
+            x = _piece(self, part, x)
+            number += num_convs * (3 if self.batch_norm else 2) + 1
         x = layers.flatten_channels_first(layers.adaptive_average_pool(x, 7))
         x = dropout(nn.relu(dense(name="classifier_0")(x)), layer=0)
         x = dropout(nn.relu(dense(name="classifier_3")(x)), layer=1)
@@ -218,6 +248,7 @@ class ResNet(nn.Module):
         input_norm: whether ImageNet's mean and deviation are applied inside.
         hash_init: initial values of the hash layer: "torch" or "normal".
         dtype: of all before the hash layer: "float32" or "bfloat16".
+        remat: whether gradients compute most of the activations anew instead of keeping them.
         width: channels of the first stage; each of the others doubles them.
 
     Reference:
@@ -230,6 +261,7 @@ class ResNet(nn.Module):
     input_norm: bool = True
     hash_init: str = "normal"
     dtype: str = "float32"
+    remat: bool = False
     width: int = 64
 
     @nn.compact
@@ -238,12 +270,17 @@ class ResNet(nn.Module):
     ) -> Array:
         """Maps `[batch, height, width, 3]` images to `[batch, num_bits]` soft codes."""
         x = layers.normalize(images, self.input_norm)
-        x = Conv(self.width, 7, 2, 3, False, "he", self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(name="bn1")(x, training))
-        x = layers.max_pool(x, size=3, stride=2, padding=1)
+
+        def stem(x: Array) -> Array:
+            x = Conv(self.width, 7, 2, 3, False, "he", self.dtype, name="conv1")(x)
+            x = BatchNorm(name="bn1")(x, training)
+            return nn.relu(layers.max_pool(x, size=3, stride=2, padding=1))
+
+        x = _piece(self, stem, x)
+        residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         for stage, num_blocks in enumerate(self.stages):
             for block in range(num_blocks):
-                x = ResidualBlock(
+                x = residual_block(
                     width=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=self.bottleneck,

@@ -4,7 +4,6 @@ Parameters, batch statistics and normalisation are float32. A layer's `dtype` ("
 "bfloat16") is that of its products and of its output.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from saat_jax.networks import cpu
+
 Array = jax.Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @flax.struct.dataclass
@@ -39,72 +39,18 @@ class Training:
     axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu_conv(
-    images: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]
-) -> Array:
-    """A convolution whose two gradients are themselves written as NHWC/HWIO convolutions.
-
-    XLA's CPU compiler rewrites other layouts only at the top of a program; in the body of a
-    loop, where every attack lives, it compiles them to loop nests 4 to 60 times slower.
-    """
-    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT)
-
-
-def _cpu_conv_forward(
-    images: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]
-) -> tuple[Array, tuple[Array, Array]]:
-    return _cpu_conv(images, kernel, strides, padding), (images, kernel)
-
-
-def _cpu_conv_backward(
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], ...],
-    residuals: tuple[Array, Array],
-    gradient: Array,
-) -> tuple[Array, Array]:
-    images, kernel = residuals
-    image_padding, kernel_padding = [], []
-    for axis in (0, 1):
-        size, window = images.shape[1 + axis], kernel.shape[axis]
-        low = padding[axis][0]
-        span = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
-        image_padding.append((window - 1 - low, size - span + low))
-        kernel_padding.append((low, span + window - 1 - size - low))
-    # The input's gradient: the flipped kernel over the gradient, spread by the stride.
-    image_gradient = lax.conv_general_dilated(
-        gradient,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        image_padding,
-        lhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
-    )
-    # The kernel's: the gradient as a kernel over the images, the batch as their channels.
-    kernel_gradient = lax.conv_general_dilated(
-        images.transpose(3, 1, 2, 0),
-        gradient.transpose(1, 2, 0, 3),
-        (1, 1),
-        kernel_padding,
-        rhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
-    )
-    return image_gradient, kernel_gradient.transpose(1, 2, 0, 3)
-
-
-_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
-
-
 def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
 
-    The one switch between the CPU's fast form and the plain one that GPU and TPU compilers
-    recognise; both agree to rounding.
+    Here and in `max_pool` is the switch between the CPU's fast forms and the plain ones, which
+    GPU and TPU compilers recognise; they agree to rounding.
     """
-    strides, pads = (stride, stride), ((padding, padding),) * 2
     if jax.default_backend() == "cpu":
-        return _cpu_conv(images, kernel, strides, pads)
-    return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=_LAYOUT)
+        return cpu.convolve(images, kernel, stride, padding)
+    pads, layout = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), pads, dimension_numbers=layout
+    )
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -257,6 +203,8 @@ def dropout(inputs: Array, training: Training | None, *, rate: float, layer: int
 
 def max_pool(images: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Maximum over square windows; what lies outside is minus infinity."""
+    if jax.default_backend() == "cpu":
+        return cpu.max_pool(images, size, stride, padding)
     return nn.max_pool(images, (size, size), (stride, stride), ((padding, padding),) * 2)
 
 
