@@ -1,0 +1,288 @@
+"""Convolution and pooling in the forms that XLA's CPU compiler runs fast.
+
+Values and gradients are those of the plain operations, to rounding. `layers` has the one switch
+that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
+
+- Only at the top of a program are convolutions rewritten to the one layout, NHWC and HWIO, that
+  has a fast kernel. In the body of a loop, where every attack lives, the transposed layouts of
+  automatic gradients become loop nests 4 to 60 times slower. So gradients are written out.
+- The gradient of a strided convolution multiplies the zeros between its values.
+- That of a maximum over windows searches each window once more, one value at a time.
+- 3x3 convolutions of many channels are bound by their multiplications, of which Winograd's
+  algorithm has 2.25 times fewer.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+# Below it a pixel's channels do not fill a vector register.
+_FEW_CHANNELS = 8
+# From here on, Winograd's transforms cost less than the multiplications that they save.
+_WINOGRAD_CHANNELS = 128
+# Tiles that are worked on at once, so that what lies between the stages stays in the cache.
+_GROUP_TILES = 1600
+
+
+def _convolve(
+    images: Array,
+    kernel: Array,
+    padding: Sequence[tuple[int, int]],
+    *,
+    stride: int = 1,
+    image_dilation: int = 1,
+    kernel_dilation: int = 1,
+) -> Array:
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        padding,
+        lhs_dilation=(image_dilation, image_dilation),
+        rhs_dilation=(kernel_dilation, kernel_dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _flip(kernel: Array) -> Array:
+    """The kernel that takes gradients of the outputs to those of the inputs."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _suits_winograd(images: Array, kernel: Array, stride: int) -> bool:
+    return (
+        kernel.shape[:2] == (3, 3)
+        and stride == 1
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and images.dtype == jnp.float32
+    )
+
+
+def _kernel_frequencies(a: Array, b: Array, c: Array) -> tuple[Array, ...]:
+    return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+
+def _image_frequencies(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
+    return a - c, b + c, c - b, b - d
+
+
+def _from_frequencies(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
+    return a + b + c, b - c - d
+
+
+def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = False) -> Array:
+    """A 3x3 convolution by 16 products for each 2x2 tile of outputs, which directly take 36.
+
+    Args:
+        images: `[batch, height, width, in]`.
+        kernel: `[3, 3, in, out]`, or if `transposed` `[3, 3, out, in]`, whose flip is applied.
+        padding: zeros on every side.
+        transposed: whether it is the gradient of a convolution with the kernel.
+
+    Reference:
+        Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016: F(2x2, 3x3).
+    """
+    batch, height, width, channels = images.shape
+    tile_rows, tile_columns = ((size + 2 * padding - 1) // 2 for size in (height, width))
+    kernel = kernel[::-1, ::-1] if transposed else kernel
+    columns = [_kernel_frequencies(*kernel[:, column]) for column in range(3)]
+    weights = [_kernel_frequencies(*row) for row in zip(*columns, strict=True)]
+    contraction = (((3,), (1 if transposed else 0,)), ((), ()))
+
+    def convolve(images: Array) -> Array:
+        ends = [
+            (padding, 2 * tiles + 2 - size - padding)
+            for tiles, size in ((tile_rows, height), (tile_columns, width))
+        ]
+        padded = jnp.pad(images, ((0, 0), *ends, (0, 0)))
+        rows = [padded[:, first:][:, : 2 * tile_rows - 1 : 2] for first in range(4)]
+        products = []
+        for row, row_weights in zip(_image_frequencies(*rows), weights, strict=True):
+            pixels = [row[:, :, first:][:, :, : 2 * tile_columns - 1 : 2] for first in range(4)]
+            products.append(
+                [
+                    lax.dot_general(values, weight, contraction)
+                    for values, weight in zip(_image_frequencies(*pixels), row_weights, strict=True)
+                ]
+            )
+        halves = [_from_frequencies(*column) for column in zip(*products, strict=True)]
+        outputs = [_from_frequencies(*row) for row in zip(*halves, strict=True)]
+        # [group, tile row, row of the tile, tile column, column of the tile, out]
+        tiles = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
+        whole = tiles.reshape(len(images), 2 * tile_rows, 2 * tile_columns, -1)
+        return whole[:, : height + 2 * padding - 2, : width + 2 * padding - 2]
+
+    group = max(1, min(batch, _GROUP_TILES // (tile_rows * tile_columns)))
+    while batch % group:
+        group -= 1
+    if group == batch:
+        return convolve(images)
+    outputs = lax.map(convolve, images.reshape(-1, group, height, width, channels))
+    return outputs.reshape(batch, *outputs.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded."""
+    if _suits_winograd(images, kernel, stride):
+        return _winograd(images, kernel, padding)
+    return _convolve(images, kernel, ((padding, padding),) * 2, stride=stride)
+
+
+def _convolve_forward(
+    images: Array, kernel: Array, stride: int, padding: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(images, kernel, stride, padding), (images, kernel)
+
+
+def _convolve_backward(
+    stride: int, padding: int, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    images, kernel = residuals
+    # The kernel's: the gradient as a kernel over the images, the batch as their channels.
+    ends = []
+    for axis in (1, 2):
+        span = (gradient.shape[axis] - 1) * stride + kernel.shape[axis - 1]
+        ends.append((padding, span - images.shape[axis] - padding))
+    kernel_gradient = _convolve(
+        images.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
+        ends,
+        kernel_dilation=stride,
+    ).transpose(1, 2, 0, 3)
+    return _image_gradient(images.shape, kernel, gradient, stride, padding), kernel_gradient
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _image_gradient(
+    shape: Sequence[int], kernel: Array, gradient: Array, stride: int, padding: int
+) -> Array:
+    size = kernel.shape[0]
+    if _suits_winograd(gradient, kernel, stride):
+        return _winograd(gradient, kernel, size - 1 - padding, transposed=True)
+    if shape[3] < _FEW_CHANNELS and size > stride > 1:
+        return _image_gradient_by_blocks(shape, kernel, gradient, stride, padding)
+    if shape[3] < _FEW_CHANNELS and stride == 1:
+        return _image_gradient_by_planes(shape, kernel, gradient, padding)
+    # The flipped kernel over the gradient, spread by the stride.
+    low = size - 1 - padding
+    ends = [
+        (low, shape[axis] + size - 1 - low - (gradient.shape[axis] - 1) * stride - 1)
+        for axis in (1, 2)
+    ]
+    return _convolve(gradient, _flip(kernel), ends, image_dilation=stride)
+
+
+def _image_gradient_by_blocks(
+    shape: Sequence[int], kernel: Array, gradient: Array, stride: int, padding: int
+) -> Array:
+    """Takes blocks of stride by stride pixels for one pixel of as many times the channels.
+
+    On blocks the convolution has stride 1, and its gradient no zeros to multiply.
+    """
+    batch, height, width, channels = shape
+    size = -(-kernel.shape[0] // stride)
+    spare = size * stride - kernel.shape[0]
+    blocks = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
+    blocks = blocks.reshape(size, stride, size, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    blocks = blocks.reshape(size, size, stride * stride * channels, -1)
+    output = _convolve(gradient, _flip(blocks), ((size - 1, size - 1),) * 2)
+    _, rows, columns, _ = output.shape
+    output = output.reshape(batch, rows, columns, stride, stride, channels)
+    output = output.transpose(0, 1, 3, 2, 4, 5)
+    output = output.reshape(batch, rows * stride, columns * stride, channels)
+    # What lay in the padding goes, and pixels that no window reached come.
+    return _place(output, (1, 2), (-padding, -padding), (height, width))
+
+
+def _image_gradient_by_planes(
+    shape: Sequence[int], kernel: Array, gradient: Array, padding: int
+) -> Array:
+    """One product with the whole kernel, whose planes are shifted to their places and added."""
+    planes = jnp.einsum("rcio,bhwo->rcibhw", kernel, gradient)
+    total = sum(
+        _place(planes[row, column], (2, 3), (row - padding, column - padding), shape[1:3])
+        for row in range(kernel.shape[0])
+        for column in range(kernel.shape[1])
+    )
+    return jnp.asarray(total).transpose(1, 2, 3, 0)
+
+
+def _place(
+    values: Array,
+    axes: tuple[int, int],
+    first: tuple[int, int],
+    sizes: Sequence[int],
+    *,
+    step: int = 1,
+) -> Array:
+    """Zeros of the given sizes along two axes, with the values from `first` on, cut to fit."""
+    config = [(0, 0, 0)] * values.ndim
+    for axis, low, size in zip(axes, first, sizes, strict=True):
+        span = (values.shape[axis] - 1) * step + 1
+        config[axis] = (low, size - low - span, step - 1)
+    return lax.pad(values, jnp.zeros((), values.dtype), config)
+
+
+def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
+    """Maximum over square windows; what lies outside is minus infinity.
+
+    The gradient goes to a window's first maximum, whose place is kept as one byte.
+    """
+    _, height, width, _ = images.shape
+    return _max_pool(images, (height, width), size, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(
+    images: Array, shape: tuple[int, int], size: int, stride: int, padding: int
+) -> Array:
+    return _maximum_and_place(images, shape, size, stride, padding)[0]
+
+
+def _maximum_and_place(
+    images: Array, shape: tuple[int, int], size: int, stride: int, padding: int
+) -> tuple[Array, Array]:
+    del shape
+    lowest = jnp.array(-jnp.inf, images.dtype)
+    ends = (padding, padding, 0)
+    padded = lax.pad(images, lowest, ((0, 0, 0), ends, ends, (0, 0, 0)))
+    rows, columns = ((length - size) // stride * stride + 1 for length in padded.shape[1:3])
+    windows = [
+        padded[:, row : row + rows : stride, column : column + columns : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    maximum = functools.reduce(jnp.maximum, windows)
+    place = jnp.full(maximum.shape, len(windows) - 1, jnp.uint8)
+    for number in reversed(range(len(windows) - 1)):
+        place = jnp.where(windows[number] == maximum, jnp.uint8(number), place)
+    return maximum, place
+
+
+def _max_pool_backward(
+    shape: tuple[int, int], size: int, stride: int, padding: int, place: Array, gradient: Array
+) -> tuple[Array]:
+    total = sum(
+        _place(
+            jnp.where(place == row * size + column, gradient, 0),
+            (1, 2),
+            (row - padding, column - padding),
+            shape,
+            step=stride,
+        )
+        for row in range(size)
+        for column in range(size)
+    )
+    return (jnp.asarray(total),)
+
+
+_max_pool.defvjp(_maximum_and_place, _max_pool_backward)
