@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check api clean
 
 demo: .venv/demo.done
 	$(BIN)/python -m launch.main --config configs/demo.py --workdir runs/demo
@@ -14,6 +14,11 @@ check: .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy saat_jax launch configs
+
+# The API reference from the docstrings: runs/api/index.html.
+api: .venv/dev.done
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/pdoc --docformat google --output-directory runs/api saat_jax
 
 .venv/demo.done: setup.cfg
 	$(PYTHON) -m venv .venv

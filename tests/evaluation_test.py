@@ -371,7 +371,7 @@ def test_anchors_have_the_target_labels(known):
 
 
 def test_an_attack_that_was_not_learned_is_refused(known):
-    with pytest.raises(ValueError, match=r"attack 'tha' needs a network trained for it"):
+    with pytest.raises(ValueError, match=r"no network 'tha' was trained for it"):
         _settings("tha", True).guides(dataclasses.replace(known, learned={}))
 
 
