@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\nLargest difference from Pillow: {levels:.0f} grey levels")
     result["saat_step"] = rate = step_rate(rounds=1 if options.quick else 5)
     print(
-        f"SAAT's update of AlexNet at batch {BATCH} takes in {rate:.0f} images a second on "
+        f"SAAT's update of AlexNet at batch {BATCH} takes in {rate:.1f} images a second on "
         f"{jax.default_backend()}: the pipeline gives {result['ours']['wall']['rate'] / rate:.0f} "
         "times as many"
     )

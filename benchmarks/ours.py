@@ -1,36 +1,63 @@
-"""The library's programs, in the form in which the benchmarks run them."""
+"""The library's programs, in the form in which the benchmarks run them beside their peers."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import attacks, defenses, networks, objectives, parallel
-
-NUM_BITS = 32
-
-
-def _variables(model: Any, image_size: int) -> Any:
-    return networks.init_variables(model, jax.random.key(0), image_size=image_size)
+from launch.main import start_jax
+from saat_jax import attacks, defenses, networks, objectives, parallel, training
 
 
-def make_forward(name: str, images: np.ndarray) -> Callable[[], Any]:
-    """Encodes a batch in evaluation mode."""
-    model = networks.create_network(name, num_bits=NUM_BITS)
-    variables, encode = _variables(model, images.shape[1]), jax.jit(networks.make_encode_fn(model))
-    images = jax.device_put(images)
-    return lambda: jax.block_until_ready(encode(variables, images))
+def _start(name: str, num_bits: int, options: dict[str, Any]) -> Any:
+    """A network by name, after the settings that the launcher makes."""
+    start_jax(options.pop("precision", "default"), "")
+    return networks.create_network(name, num_bits=num_bits, **options)
+
+
+def _variables(model: Any, images: np.ndarray) -> Any:
+    return networks.init_variables(model, jax.random.key(0), image_size=images.shape[1])
+
+
+def make_forward(
+    name: str, images: np.ndarray, num_bits: int, **options: Any
+) -> Callable[[], Any]:
+    """Encodes a batch in evaluation mode.
+
+    Args:
+        name: one of `networks.NETWORKS`.
+        images: `[batch, height, width, 3]` in [0, 1].
+        num_bits: length of the codes.
+        **options: of `networks.create_network`; "precision" is of `start_jax`.
+    """
+    model = _start(name, num_bits, options)
+    encode = jax.jit(networks.make_encode_fn(model))
+    arguments = jax.device_put((_variables(model, images), images))
+    return lambda: jax.block_until_ready(encode(*arguments))
 
 
 def make_pgd(
-    name: str, images: np.ndarray, target_codes: np.ndarray, *, num_steps: int, loop: bool = True
+    name: str,
+    images: np.ndarray,
+    target_codes: np.ndarray,
+    *,
+    num_steps: int,
+    loop: bool = True,
+    **options: Any,
 ) -> Callable[[], Any]:
-    """PGD in one compiled loop or, to compare, in a compiled step that Python calls."""
-    model = networks.create_network(name, num_bits=NUM_BITS)
-    variables = _variables(model, images.shape[1])
+    """PGD in one compiled loop or, to compare, in a compiled step that Python calls.
+
+    Args:
+        name: one of `networks.NETWORKS`.
+        images: `[batch, height, width, 3]` in [0, 1].
+        target_codes: `[batch, num_bits]` to flee.
+        num_steps: steps of one run.
+        loop: whether the steps are in one program.
+        **options: as of `make_forward`.
+    """
+    model = _start(name, target_codes.shape[1], options)
     attack = jax.jit(
         functools.partial(
             attacks.pgd,
@@ -39,17 +66,74 @@ def make_pgd(
             step_size=1 / 255,
             num_steps=num_steps if loop else 1,
             targeted=False,
-            random_start=loop,
         )
     )
-    images, target_codes = jax.device_put((images, target_codes))
+    arguments = jax.device_put((_variables(model, images), images, target_codes))
 
     def run() -> Any:
-        adversarial = None if loop else images
+        adversarial = arguments[1]
         for _ in range(1 if loop else num_steps):
-            adversarial = attack(
-                variables, images, target_codes, jax.random.key(0), start=adversarial
-            )
+            adversarial = attack(*arguments, jax.random.key(0), start=adversarial)
         return jax.block_until_ready(adversarial)
+
+    return run
+
+
+def make_saat(
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    num_steps: int,
+    **options: Any,
+) -> Callable[[], Any]:
+    """One update of SAAT with DPH by plain SGD, on one device.
+
+    Args:
+        name: one of `networks.NETWORKS`.
+        images: `[batch, height, width, 3]` in [0, 1].
+        labels: `[batch, num_classes]`.
+        bank: `[bank_size, num_bits]` codes; the batch's rows are the first.
+        bank_labels: `[bank_size, num_classes]`.
+        num_steps: steps of the attack.
+        **options: as of `make_forward`.
+    """
+    model = _start(name, bank.shape[1], options)
+    optimizer = training.make_optimizer(
+        "sgd", lambda _: 0.05, num_steps=1000, momentum=0.0, weight_decay=1e-5
+    )
+    update = defenses.make_saat_update(
+        model,
+        objectives.create_objective("dph"),
+        optimizer,
+        seed=0,
+        epsilon=8 / 255,
+        step_size=2 / 255,
+        num_steps=num_steps,
+    )
+    code_bank = objectives.CodeBank(*jax.device_put((bank, bank_labels)))
+    variables = _variables(model, images)
+    state = parallel.replicate(
+        defenses.init_state(variables, optimizer, objectives.State(bank=code_bank), code_bank)
+    )
+    # Its copy is in the state.
+    del variables
+    mapped = parallel.pmap_update(update)
+    count = len(images)
+    batch = parallel.shard_batch(
+        {
+            "image": images,
+            "label": labels,
+            "index": np.arange(count, dtype=np.int32),
+            "mask": np.ones(count, np.float32),
+        }
+    )
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = mapped(state, batch)
+        jax.block_until_ready((state, metrics))
 
     return run
