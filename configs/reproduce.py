@@ -39,8 +39,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if len(words) != 5 + small or words[0] not in ("saat", "prosgan"):
         raise ValueError(
             f"unknown variant {variant!r} of configs/reproduce.py; expected "
-            'PAPER,DATASET,OBJECTIVE,NETWORK,BITS such as "saat,nuswide,dph,alexnet,32", or the '
-            'same and ",small"; PAPER: saat prosgan'
+            'PAPER,DATASET,OBJECTIVE,NETWORK,BITS such as "saat,nuswide,dph,alexnet,32", or '
+            '"prosgan,coco,dpsh,vgg11,12,small"; PAPER: saat prosgan'
         )
     paper, _, _, network, _ = words[:5]
     if small and network not in _SMALL_WIDTHS:

@@ -116,8 +116,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # SPEC 2.3: ProS-GAN has networks of its own for HashNet.
     normal = network in _RESNETS or (protocol, objective) == ("prosgan", "hashnet")
     config.model.hash_init = "normal" if normal else "torch"
-    # "bfloat16" halves the memory of activations; parameters and codes stay float32.
-    config.model.dtype = "float32"
     options = _options(objective, slope=values["slope"], known_labels=values["known_labels"])
     config.objective = dict(name=objective, **options)
     if network != "convnet":
