@@ -6,33 +6,34 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
-from launch.main import start_jax
-from saat_jax import attacks, defenses, networks, objectives, parallel, training
+from saat_jax import attacks, defenses, networks, objectives, parallel
 
 
-def _start(name: str, num_bits: int, options: dict[str, Any]) -> Any:
-    """A network by name, after the settings that the launcher makes."""
-    start_jax(options.pop("precision", "default"), "")
-    return networks.create_network(name, num_bits=num_bits, **options)
+def launched(program: str, **options: Any) -> Callable[[], Any]:
+    """Makes a program of this module by name, after the settings that the launcher makes."""
+    from launch.main import start_jax
+
+    start_jax("default", "")
+    make: Callable[..., Callable[[], Any]] = globals()[program]
+    return make(**options)
 
 
 def _variables(model: Any, images: np.ndarray) -> Any:
     return networks.init_variables(model, jax.random.key(0), image_size=images.shape[1])
 
 
-def make_forward(
-    name: str, images: np.ndarray, num_bits: int, **options: Any
-) -> Callable[[], Any]:
+def make_forward(name: str, images: np.ndarray, num_bits: int, **options: Any) -> Callable[[], Any]:
     """Encodes a batch in evaluation mode.
 
     Args:
         name: one of `networks.NETWORKS`.
         images: `[batch, height, width, 3]` in [0, 1].
         num_bits: length of the codes.
-        **options: of `networks.create_network`; "precision" is of `start_jax`.
+        **options: of `networks.create_network`.
     """
-    model = _start(name, num_bits, options)
+    model = networks.create_network(name, num_bits=num_bits, **options)
     encode = jax.jit(networks.make_encode_fn(model))
     arguments = jax.device_put((_variables(model, images), images))
     return lambda: jax.block_until_ready(encode(*arguments))
@@ -55,9 +56,9 @@ def make_pgd(
         target_codes: `[batch, num_bits]` to flee.
         num_steps: steps of one run.
         loop: whether the steps are in one program.
-        **options: as of `make_forward`.
+        **options: of `networks.create_network`.
     """
-    model = _start(name, target_codes.shape[1], options)
+    model = networks.create_network(name, num_bits=target_codes.shape[1], **options)
     attack = jax.jit(
         functools.partial(
             attacks.pgd,
@@ -98,12 +99,10 @@ def make_saat(
         bank: `[bank_size, num_bits]` codes; the batch's rows are the first.
         bank_labels: `[bank_size, num_classes]`.
         num_steps: steps of the attack.
-        **options: as of `make_forward`.
+        **options: of `networks.create_network`.
     """
-    model = _start(name, bank.shape[1], options)
-    optimizer = training.make_optimizer(
-        "sgd", lambda _: 0.05, num_steps=1000, momentum=0.0, weight_decay=1e-5
-    )
+    model = networks.create_network(name, num_bits=bank.shape[1], **options)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-5), optax.sgd(0.05))
     update = defenses.make_saat_update(
         model,
         objectives.create_objective("dph"),

@@ -7,7 +7,7 @@ makes of it without leaving eager mode: channels last, and no parameter gradient
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def _attack(
         loss = loss_fn(adversarial)
         if pattern == "released":
             loss.backward()
-            gradient = adversarial.grad
+            gradient = cast(Tensor, adversarial.grad)
         else:
             (gradient,) = torch.autograd.grad(loss, adversarial)
         with torch.no_grad():
@@ -146,6 +146,12 @@ def _attack(
             moved = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon)
             adversarial = moved.clamp_(0, 1)
     return adversarial.detach()
+
+
+def make_product(size: int, dtype: str = "float32", device: str = "cpu") -> Callable[[], Any]:
+    """One product of two square matrices, whose rate is the limit of all that is made of them."""
+    left, right = (torch.randn(size, size).to(device, getattr(torch, dtype)) for _ in range(2))
+    return lambda: left @ right
 
 
 def make_pgd(

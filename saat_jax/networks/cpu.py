@@ -13,7 +13,6 @@ that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -170,8 +169,6 @@ def _image_gradient(
         return _winograd(gradient, kernel, size - 1 - padding, transposed=True)
     if shape[3] < _FEW_CHANNELS and size > stride > 1:
         return _image_gradient_by_blocks(shape, kernel, gradient, stride, padding)
-    if shape[3] < _FEW_CHANNELS and stride == 1:
-        return _image_gradient_by_planes(shape, kernel, gradient, padding)
     # The flipped kernel over the gradient, spread by the stride.
     low = size - 1 - padding
     ends = [
@@ -203,19 +200,6 @@ def _image_gradient_by_blocks(
     return _place(output, (1, 2), (-padding, -padding), (height, width))
 
 
-def _image_gradient_by_planes(
-    shape: Sequence[int], kernel: Array, gradient: Array, padding: int
-) -> Array:
-    """One product with the whole kernel, whose planes are shifted to their places and added."""
-    planes = jnp.einsum("rcio,bhwo->rcibhw", kernel, gradient)
-    total = sum(
-        _place(planes[row, column], (2, 3), (row - padding, column - padding), shape[1:3])
-        for row in range(kernel.shape[0])
-        for column in range(kernel.shape[1])
-    )
-    return jnp.asarray(total).transpose(1, 2, 3, 0)
-
-
 def _place(
     values: Array,
     axes: tuple[int, int],
@@ -242,9 +226,7 @@ def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _max_pool(
-    images: Array, shape: tuple[int, int], size: int, stride: int, padding: int
-) -> Array:
+def _max_pool(images: Array, shape: tuple[int, int], size: int, stride: int, padding: int) -> Array:
     return _maximum_and_place(images, shape, size, stride, padding)[0]
 
 
