@@ -662,7 +662,9 @@ def test_digits_refuse_bad_options(options, message):
 
 
 def test_load_dataset_names_what_exists():
-    with pytest.raises(ValueError, match=r"'list'; expected one of \['digits', 'lists', 'packed', 'tfds'\]"):
+    with pytest.raises(
+        ValueError, match=r"'list'; expected one of \['digits', 'lists', 'packed', 'tfds'\]"
+    ):
         datasets.load_dataset(source="list", image_size=8)
     with pytest.raises(ValueError, match="source 'lists' needs root"):
         datasets.load_dataset(source="lists", image_size=8)
