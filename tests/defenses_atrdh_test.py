@@ -20,6 +20,7 @@ ATRDH = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
 OPTIMIZER = optax.sgd(0.1)
 DATABASE_LABELS = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0]])
 _on_one_device = defenses_test._on_one_device
+_on_all_devices = defenses_test._on_all_devices
 _batch = defenses_test._batch
 
 
@@ -56,21 +57,8 @@ def _case():
 
 
 @functools.cache
-def _on_one():
-    return _on_one_device(_case()[0])
-
-
-@functools.cache
-def _mapped():
-    """The update of `_case` over all devices, for all tests; it fails if traced again."""
-    update = _case()[0]
-    return parallel.pmap_update(chex.assert_max_traces(n=1)(lambda *a, **k: update(*a, **k)))
-
-
-def _on_eight(state, batch):
-    end = _mapped()(parallel.replicate(state), parallel.shard_batch(batch))
-    assert parallel.replicas_agree(end)
-    return parallel.unreplicate(end[0]), parallel.unreplicate(end[1])
+def _runner(devices):
+    return {1: _on_one_device, 8: _on_all_devices}[devices](_case()[0])
 
 
 def _drawn(batch):
@@ -252,7 +240,7 @@ def test_defense_is_listed_with_its_first_state():
 def test_one_device_and_eight_agree(num_real):
     assert jax.local_device_count() == 8
     state, batch = _case()[1], _batch(num_real, num_real=num_real)
-    one, eight = _on_one()(state, batch), _on_eight(state, batch)
+    one, eight = _runner(1)(state, batch), _runner(8)(state, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(one, eight)
     chex.assert_trees_all_close(one, eight, rtol=1e-5, atol=2e-6)
 
@@ -264,7 +252,7 @@ def test_padding_has_no_influence():
     shape = batch["image"][padding].shape
     rubbish["image"][padding] = np.random.default_rng(1).normal(9, 99, shape)
     rubbish["label"][padding] = 1
-    chex.assert_trees_all_equal(_on_eight(state, rubbish), _on_eight(state, batch))
+    chex.assert_trees_all_equal(_runner(8)(state, rubbish), _runner(8)(state, batch))
 
 
 def test_training_repeats_to_the_bit():
@@ -272,7 +260,7 @@ def test_training_repeats_to_the_bit():
     for _ in range(2):
         state = _case()[1]
         for seed, num_real in enumerate((16, 7)):
-            state, _ = _on_eight(state, _batch(seed, num_real=num_real))
+            state, _ = _runner(8)(state, _batch(seed, num_real=num_real))
         ends.append(state)
     chex.assert_trees_all_equal(*ends)
     assert ends[0].step == ends[0].defense.prototypes.step == 2

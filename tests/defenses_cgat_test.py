@@ -15,6 +15,7 @@ from tests.defenses_test import BANK_SIZE, DPH, NUM_BITS, LinearNet, MeetingNet
 
 CGAT = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
 _on_one_device = defenses_test._on_one_device
+_on_all_devices = defenses_test._on_all_devices
 _batch = defenses_test._batch
 
 
@@ -24,19 +25,6 @@ def _case():
     model, optimizer = MeetingNet(NUM_BITS), defenses_test._optimizer()
     update = defenses.make_cgat_update(model, DPH, optimizer, seed=3, **CGAT)
     return update, defenses_test._state(model, optimizer, saat=True)
-
-
-def _on_eight(state, batch):
-    end = _mapped()(parallel.replicate(state), parallel.shard_batch(batch))
-    assert parallel.replicas_agree(end)
-    return parallel.unreplicate(end[0]), parallel.unreplicate(end[1])
-
-
-@functools.cache
-def _mapped():
-    """The update of `_case` over all devices, for all tests; it fails if traced again."""
-    update = _case()[0]
-    return parallel.pmap_update(chex.assert_max_traces(n=1)(lambda *a, **k: update(*a, **k)))
 
 
 @pytest.mark.parametrize("bank", ["aliased", "sign"])
@@ -137,15 +125,15 @@ def test_defense_is_listed():
 
 
 @functools.cache
-def _on_one():
-    return _on_one_device(_case()[0])
+def _runner(devices):
+    return {1: _on_one_device, 8: _on_all_devices}[devices](_case()[0])
 
 
 @pytest.mark.parametrize("num_real", [16, 13, 3])
 def test_one_device_and_eight_agree(num_real):
     assert jax.local_device_count() == 8
     state, batch = _case()[1], _batch(num_real, num_real=num_real)
-    one, eight = _on_one()(state, batch), _on_eight(state, batch)
+    one, eight = _runner(1)(state, batch), _runner(8)(state, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(one, eight)
     chex.assert_trees_all_close(one, eight, rtol=1e-5, atol=2e-6)
 
@@ -157,7 +145,7 @@ def test_padding_has_no_influence():
     shape = batch["image"][padding].shape
     rubbish["image"][padding] = np.random.default_rng(1).normal(9, 99, shape)
     rubbish["label"][padding] = 1
-    chex.assert_trees_all_equal(_on_eight(state, rubbish), _on_eight(state, batch))
+    chex.assert_trees_all_equal(_runner(8)(state, rubbish), _runner(8)(state, batch))
 
 
 # --- against the released code ---

@@ -69,11 +69,20 @@ def _on_one_device(update):
 
 
 def _on_all_devices(update):
-    mapped = parallel.pmap_update(update)
+    """The update over all devices; it fails where replicas differ or it is traced again."""
+    traces = []
+
+    def traced_once(state, batch, *, axis_name):
+        traces.append(batch["image"].shape)
+        assert len(traces) == 1
+        return update(state, batch, axis_name=axis_name)
+
+    mapped = parallel.pmap_update(traced_once)
 
     def run(state, batch):
-        state, metrics = mapped(parallel.replicate(state), parallel.shard_batch(batch))
-        return parallel.unreplicate(state), parallel.unreplicate(metrics)
+        end = mapped(parallel.replicate(state), parallel.shard_batch(batch))
+        assert parallel.replicas_agree(end)
+        return parallel.unreplicate(end[0]), parallel.unreplicate(end[1])
 
     return run
 

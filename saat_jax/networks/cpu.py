@@ -95,11 +95,8 @@ def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = 
     contraction = (((3,), (1 if transposed else 0,)), ((), ()))
 
     def convolve(images: Array) -> Array:
-        ends = [
-            (padding, 2 * tiles + 2 - size - padding)
-            for tiles, size in ((tile_rows, height), (tile_columns, width))
-        ]
-        padded = jnp.pad(images, ((0, 0), *ends, (0, 0)))
+        sizes = 2 * tile_rows + 2, 2 * tile_columns + 2
+        padded = _place(images, (padding, padding), sizes)
         rows = [padded[:, first:][:, : 2 * tile_rows - 1 : 2] for first in range(4)]
         products = []
         for row, row_weights in zip(_image_frequencies(*rows), weights, strict=True):
@@ -197,23 +194,18 @@ def _image_gradient_by_blocks(
     output = output.transpose(0, 1, 3, 2, 4, 5)
     output = output.reshape(batch, rows * stride, columns * stride, channels)
     # What lay in the padding goes, and pixels that no window reached come.
-    return _place(output, (1, 2), (-padding, -padding), (height, width))
+    return _place(output, (-padding, -padding), (height, width))
 
 
 def _place(
-    values: Array,
-    axes: tuple[int, int],
-    first: tuple[int, int],
-    sizes: Sequence[int],
-    *,
-    step: int = 1,
+    values: Array, first: tuple[int, int], sizes: tuple[int, int], *, step: int = 1
 ) -> Array:
-    """Zeros of the given sizes along two axes, with the values from `first` on, cut to fit."""
-    config = [(0, 0, 0)] * values.ndim
-    for axis, low, size in zip(axes, first, sizes, strict=True):
-        span = (values.shape[axis] - 1) * step + 1
-        config[axis] = (low, size - low - span, step - 1)
-    return lax.pad(values, jnp.zeros((), values.dtype), config)
+    """Zeros of this height and width with every `step`-th from `first` on a value, cut to fit."""
+    config = [
+        (low, size - low - (length - 1) * step - 1, step - 1)
+        for length, low, size in zip(values.shape[1:3], first, sizes, strict=True)
+    ]
+    return lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
 def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
@@ -256,7 +248,6 @@ def _max_pool_backward(
     total = sum(
         _place(
             jnp.where(place == row * size + column, gradient, 0),
-            (1, 2),
             (row - padding, column - padding),
             shape,
             step=stride,
