@@ -24,11 +24,11 @@ from launch import grid
 
 # What stands for each backbone at small scale: the widths of a convnet.
 _SMALL_WIDTHS = {
-    "alexnet": (16, 32, 64, 64),
-    "vgg11": (12, 24, 48, 96),
-    "vgg16": (16, 32, 48, 96),
-    "vgg19": (12, 32, 64, 96),
-    "resnet18": (16, 24, 48, 64),
+    "alexnet": (12, 24, 48, 48),
+    "vgg11": (8, 16, 32, 48),
+    "vgg16": (12, 24, 32, 48),
+    "vgg19": (8, 24, 48, 64),
+    "resnet18": (12, 16, 32, 48),
 }
 
 
@@ -95,9 +95,9 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
     config.data = dict(
         source="digits",
         image_size=32,
-        num_query=48,
+        num_query=32,
         num_database=640,
-        num_train=480,
+        num_train=320,
         contrast=0.8,
     )
     config.model.widths = _SMALL_WIDTHS[network]
@@ -112,4 +112,4 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
     for name in ("prosgan", *grid.GENERATORS):
         config.learned[name].update(num_epochs=6, base_width=8, evaluate_every=6)
         config.learned[name].schedule.learning_rate = 1e-3
-    config.evaluation.batch_size = 64
+    config.evaluation.batch_size = 32

@@ -41,14 +41,16 @@ def _compare(ours, theirs, *arrays):
         np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * float(np.abs(y).max()))
 
 
-# Winograd's tiles of odd and even sizes, of padding 1 and 2; and a
-# kernel in blocks that leave rows over. The others are in networks_test.
+# Winograd's tiles of odd and even sizes, of padding 1 and 2; a
+# kernel in blocks that leave rows over; and few channels. The others are in networks_test.
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "features", "stride", "padding"),
     [
         ((7, 8), 3, 128, 160, 1, 1),
         ((3, 5), 3, 160, 128, 1, 2),
         ((36, 35), 11, 3, 4, 4, 0),
+        ((7, 6), 3, 3, 5, 1, 1),
+        ((8, 9), 5, 2, 3, 1, 0),
     ],
 )
 def test_convolution_is_the_plain_one(size, kernel, channels, features, stride, padding):

@@ -72,7 +72,7 @@ class ConvNet(nn.Module):
                 width, 3, padding=1, use_bias=False, dtype=self.dtype, name=f"conv_{number}"
             )
             x = nn.relu(BatchNorm(name=f"norm_{number}")(conv(x), training))
-            return nn.avg_pool(x, (2, 2), (2, 2)) if number < len(self.widths) - 1 else x
+            return layers.halve(x) if number < len(self.widths) - 1 else x
 
         for number, width in enumerate(self.widths):
             x = _piece(self, functools.partial(stage, number=number, width=width), x)

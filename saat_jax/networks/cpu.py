@@ -6,7 +6,8 @@ that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
 - Only at the top of a program are convolutions rewritten to the one layout, NHWC and HWIO, that
   has a fast kernel. In the body of a loop, where every attack lives, the transposed layouts of
   automatic gradients become loop nests 4 to 60 times slower. So gradients are written out.
-- The gradient of a strided convolution multiplies the zeros between its values.
+- The gradient of a strided convolution multiplies the zeros between its values, and one by
+  images of few channels leaves most of a vector register empty.
 - That of a maximum over windows searches each window once more, one value at a time.
 - 3x3 convolutions of many channels are bound by their multiplications, of which Winograd's
   algorithm has 2.25 times fewer.
@@ -164,7 +165,9 @@ def _image_gradient(
     size = kernel.shape[0]
     if _suits_winograd(gradient, kernel, stride):
         return _winograd(gradient, kernel, size - 1 - padding, transposed=True)
-    if shape[3] < _FEW_CHANNELS and size > stride > 1:
+    if shape[3] < _FEW_CHANNELS and stride == 1:
+        return _image_gradient_by_places(shape, kernel, gradient, padding)
+    if shape[3] < _FEW_CHANNELS and size > stride:
         return _image_gradient_by_blocks(shape, kernel, gradient, stride, padding)
     # The flipped kernel over the gradient, spread by the stride.
     low = size - 1 - padding
@@ -173,6 +176,21 @@ def _image_gradient(
         for axis in (1, 2)
     ]
     return _convolve(gradient, _flip(kernel), ends, image_dilation=stride)
+
+
+def _image_gradient_by_places(
+    shape: Sequence[int], kernel: Array, gradient: Array, padding: int
+) -> Array:
+    """One product for all places of the kernel, whose results are shifted and added up."""
+    rows, columns, channels, features = kernel.shape
+    weights = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+    products = (gradient @ weights).reshape(*gradient.shape[:3], rows, columns, channels)
+    total = sum(
+        _place(products[..., row, column, :], (row - padding, column - padding), shape[1:3])
+        for row in range(rows)
+        for column in range(columns)
+    )
+    return jnp.asarray(total)
 
 
 def _image_gradient_by_blocks(
@@ -198,7 +216,7 @@ def _image_gradient_by_blocks(
 
 
 def _place(
-    values: Array, first: tuple[int, int], sizes: tuple[int, int], *, step: int = 1
+    values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1
 ) -> Array:
     """Zeros of this height and width with every `step`-th from `first` on a value, cut to fit."""
     config = [

@@ -53,6 +53,13 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
     )
 
 
+def halve(images: Array) -> Array:
+    """Averages 2x2 windows of `[batch, height, width, channels]`, both sizes even."""
+    batch, height, width, channels = images.shape
+    # Not nn.avg_pool, a fifth of a step on a CPU.
+    return images.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """PyTorch's default for weights and biases: uniform in ±1/sqrt(fan_in)."""
     bound = fan_in**-0.5
