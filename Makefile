@@ -18,7 +18,7 @@ check: .venv/dev.done
 # The API reference from the docstrings: runs/api/index.html.
 api: .venv/dev.done
 	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/pdoc --docformat google --output-directory runs/api saat_jax
+	$(BIN)/pdoc --docformat google --output-directory runs/api saat_jax $(subst /,.,$(basename $(filter-out %.typed,$(wildcard saat_jax/[a-z]*))))
 
 .venv/demo.done: setup.cfg
 	$(PYTHON) -m venv .venv

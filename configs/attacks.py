@@ -150,7 +150,7 @@ def published_learners() -> dict[str, dict[str, Any]]:
             log_every=20,
             checkpoint_every=500,
             options=dict(
-                # 100 for FLICKR-25K, 50 for NUS-WIDE and MS-COCO.
+                # For NUS-WIDE and MS-COCO; configs/train_hash.py has 100 for FLICKR-25K.
                 reconstruction_weight=50.0,
                 reconstruction="mse",
                 hash_weight=5.0,

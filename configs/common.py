@@ -94,7 +94,7 @@ def get_base() -> ml_collections.ConfigDict:
 
 
 def saat() -> dict[str, Any]:
-    """SAAT training as released: what a name in config.defenses may hold."""
+    """SAAT training as released but for `ties`: what a name in config.defenses may hold."""
     return dict(
         # One of saat_jax/defenses' DEFENSES: atrdh, cgat, saat.
         name="saat",

@@ -349,7 +349,7 @@ def anchor_codes(
     labels: ArrayLike,
     code_bank: ArrayLike,
     bank_labels: ArrayLike,
-    seed: int,
+    seed: int | Array,
     *,
     rows: Sequence[int] | np.ndarray | None = None,
     num_codes: int = 9,
@@ -364,7 +364,8 @@ def anchor_codes(
         labels: `[batch, num_classes]` multi-hot; the labels that an attack aims at.
         code_bank: `[bank_size, num_bits]` codes in {-1, +1}; the database's, in the papers.
         bank_labels: `[bank_size, num_classes]` multi-hot.
-        seed: not negative; with an example's row number it decides that example's draw.
+        seed: not negative, or one of JAX's keys; with an example's row number it decides that
+            example's draw.
         rows: `[batch]` row numbers of the examples; by default 0, 1, .... Give them to draw
             for a part of the examples what a call with all of them would draw.
         num_codes: codes drawn for each example.
@@ -389,6 +390,8 @@ def anchor_codes(
         found.setdefault(label.tobytes(), []).append(bank_row)
     code_bank = np.asarray(code_bank, np.float32)
     sums = np.empty((len(labels), code_bank.shape[1]), np.float32)
+    if isinstance(seed, Array):
+        seed = int(jax.random.bits(seed))
     for i, label in enumerate(np.asarray(labels) > 0):
         row = i if rows is None else int(rows[i])
         candidates = found.get(label.tobytes(), [])

@@ -493,7 +493,11 @@ def test_golden_formula_saat_outer():
         ("bank", "alias", 'bank must be "aliased" or "sign", got \'alias\''),
         ("quantization", "norm", 'quantization must be "mean" or "sum", got \'norm\''),
         ("attack_mode", "test", 'attack_mode must be "train" or "eval", got \'test\''),
-        ("loss", "mse", r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
+        (
+            "loss",
+            "mse",
+            r"unknown attack loss 'mse'; expected one of \['focused', 'mean', 'pooled'\]",
+        ),
     ],
 )
 def test_saat_options_are_checked(option, value, message):

@@ -151,7 +151,10 @@ def test_encode_refuses_a_part_of_the_split(problem):
     ("changes", "message"),
     [
         ({"attack": "cw"}, r"unknown attack 'cw'; expected one of \['bim', 'cgat', 'dhta'"),
-        ({"loss": "mse"}, r"unknown attack loss 'mse'; expected one of \['focused', 'mean'\]"),
+        (
+            {"loss": "mse"},
+            r"unknown attack loss 'mse'; expected one of \['focused', 'mean', 'pooled'\]",
+        ),
         ({"attack": "hag", "targeted": True}, "'hag' is non-targeted only; set targeted to False"),
         ({"attack": "dhta"}, "'dhta' is targeted only; set targeted to True"),
         ({"epsilon": None}, "epsilon of attack 'mainstay' must be 0 or more, got None"),

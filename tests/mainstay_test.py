@@ -384,6 +384,16 @@ def test_anchor_codes_worked_by_hand():
         np.testing.assert_array_equal(codes, [[tied, -1]])
 
 
+def test_anchor_codes_take_a_key():
+    labels, codes = np.ones((3, 1)), np.random.default_rng(0).choice([-1.0, 1.0], (50, 16))
+    one, two, again = (
+        mainstay.anchor_codes(labels, codes, np.ones((50, 1)), jax.random.key(seed))
+        for seed in (0, 1, 0)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.any(one != two)
+
+
 def test_anchor_codes_are_drawn_uniformly_with_replacement():
     # One row of four is positive: the sum of three draws is positive where two or three are.
     code_bank = np.array([[1], [-1], [-1], [-1]])

@@ -103,6 +103,17 @@ def test_objectives_differ_between_the_papers():
     assert prosgan == saat | {"known_labels": True}
 
 
+@pytest.mark.parametrize("protocol", ["saat", "prosgan"])
+def test_generators_are_trained_as_released(protocol):
+    for dataset, weight in (("flickr25k", 100), ("nuswide", 50), ("coco", 50), ("lists", 50)):
+        stage = _config(f"{dataset},dph,vgg11,32,{protocol}")["learned"]["prosgan"]
+        assert stage["options"]["reconstruction_weight"] == weight
+        assert stage["training_scale"] is False
+    # SPEC 3.4: only that repository's HashNet keeps tanh's last scale.
+    stage = _config(f"coco,hashnet,vgg11,32,{protocol}")["learned"]["prosgan"]
+    assert stage["training_scale"] is (protocol == "prosgan")
+
+
 def test_the_foreign_prefixes_of_hashnets_lists_are_dropped():
     prefixes = {name: _config(f"{name},dph,vgg11,32")["data"]["remap"] for name in DATASETS}
     # SPEC 1.2.

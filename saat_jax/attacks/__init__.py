@@ -7,25 +7,84 @@ and `step_size` are in the same units. A non-targeted attack drives the code awa
 `target_codes`, a targeted one towards them.
 """
 
-from saat_jax.attacks.code_losses import CODE_LOSSES as CODE_LOSSES
-from saat_jax.attacks.code_losses import alpha_schedule as alpha_schedule
-from saat_jax.attacks.code_losses import code_loss as code_loss
-from saat_jax.attacks.code_losses import focused_loss as focused_loss
-from saat_jax.attacks.code_losses import mean_loss as mean_loss
-from saat_jax.attacks.descent import bim as bim
-from saat_jax.attacks.descent import check_direction as check_direction
-from saat_jax.attacks.descent import fgsm as fgsm
-from saat_jax.attacks.descent import noise as noise
-from saat_jax.attacks.descent import pgd as pgd
-from saat_jax.attacks.descent import project as project
-from saat_jax.attacks.descent import row_keys as row_keys
-from saat_jax.attacks.descent import sign_descent as sign_descent
-from saat_jax.attacks.descent import uniform_noise as uniform_noise
-from saat_jax.attacks.momentum import di_fgsm as di_fgsm
-from saat_jax.attacks.momentum import ni_fgsm as ni_fgsm
-from saat_jax.attacks.momentum import si_ni_fgsm as si_ni_fgsm
-from saat_jax.attacks.momentum import vmi_fgsm as vmi_fgsm
-from saat_jax.attacks.optimized import hag as hag
-from saat_jax.attacks.optimized import sdha as sdha
-from saat_jax.attacks.target_labels import select_target_labels as select_target_labels
-from saat_jax.attacks.target_labels import target_candidates as target_candidates
+from saat_jax.attacks.code_losses import (
+    CODE_LOSSES,
+    alpha_schedule,
+    code_loss,
+    focused_loss,
+    mean_loss,
+    pooled_loss,
+)
+from saat_jax.attacks.descent import (
+    bim,
+    check_direction,
+    descend,
+    fgsm,
+    image_gradient,
+    noise,
+    pgd,
+    project,
+    row_keys,
+    sign_descent,
+    uniform_noise,
+)
+from saat_jax.attacks.momentum import (
+    di_fgsm,
+    look_ahead,
+    momentum_descent,
+    ni_fgsm,
+    resize_and_pad,
+    si_ni_fgsm,
+    transform_input,
+    tune_variance,
+    vmi_fgsm,
+)
+from saat_jax.attacks.optimized import (
+    hag,
+    hag_loss,
+    hag_mask,
+    sdha,
+    sdha_loss,
+    sdha_surrogate,
+)
+from saat_jax.attacks.target_labels import (
+    select_target_labels,
+    target_candidates,
+)
+
+__all__ = [
+    "CODE_LOSSES",
+    "alpha_schedule",
+    "bim",
+    "check_direction",
+    "code_loss",
+    "descend",
+    "di_fgsm",
+    "fgsm",
+    "focused_loss",
+    "hag",
+    "hag_loss",
+    "hag_mask",
+    "image_gradient",
+    "look_ahead",
+    "mean_loss",
+    "momentum_descent",
+    "ni_fgsm",
+    "noise",
+    "pgd",
+    "pooled_loss",
+    "project",
+    "resize_and_pad",
+    "row_keys",
+    "sdha",
+    "sdha_loss",
+    "sdha_surrogate",
+    "select_target_labels",
+    "si_ni_fgsm",
+    "sign_descent",
+    "target_candidates",
+    "transform_input",
+    "tune_variance",
+    "uniform_noise",
+    "vmi_fgsm",
+]

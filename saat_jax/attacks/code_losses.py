@@ -54,19 +54,38 @@ def focused_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> A
 
     Reference:
         The loss of the released SAAT attack; the paper has `mean_loss`. Differs from the
-        released code: the average is over the example's own bits, not over the batch's, so
-        that examples do not influence each other; and it is zero, not 0/0, when every bit is
-        settled. The sign of its gradient is the same.
+        released code: the average is over the example's own bits, not over the batch's
+        (`pooled_loss`), so that examples do not influence each other; and it is zero, not
+        0/0, when every bit is settled. The sign of its gradient is the same.
     """
+    totals, counts = _unsettled(soft_codes, target_codes, targeted=targeted)
+    return totals / jnp.maximum(counts, 1)
+
+
+def pooled_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> Array:
+    """`focused_loss` over the unsettled bits of the whole batch, as released. `[batch]`
+
+    Its mean is the released loss. An image's share depends on its batch mates, and so does an
+    attack that adds up gradients of several passes, such as SI-NI-FGSM.
+    """
+    totals, counts = _unsettled(soft_codes, target_codes, targeted=targeted)
+    return totals / jnp.maximum(jnp.mean(counts), 1 / len(counts))
+
+
+def _unsettled(soft_codes: Array, target_codes: Array, *, targeted: bool) -> tuple[Array, Array]:
+    """Sum over an example's unsettled bits, negated if targeted, and their number."""
     agreement = soft_codes * target_codes
     unsettled = agreement < 0.5 if targeted else agreement > -0.5
     weights = jax.lax.stop_gradient(unsettled.astype(agreement.dtype))
-    total = jnp.sum(weights * (agreement + 2) * agreement, axis=-1)
-    loss = total / jnp.maximum(jnp.sum(weights, axis=-1), 1)
-    return -loss if targeted else loss
+    totals = jnp.sum(weights * (agreement + 2) * agreement, axis=-1)
+    return -totals if targeted else totals, jnp.sum(weights, axis=-1)
 
 
-CODE_LOSSES: dict[str, CodeLossFn] = {"mean": mean_loss, "focused": focused_loss}
+CODE_LOSSES: dict[str, CodeLossFn] = {
+    "mean": mean_loss,
+    "focused": focused_loss,
+    "pooled": pooled_loss,
+}
 
 
 def code_loss(name: str, *, targeted: bool) -> Callable[[Array, Array], Array]:

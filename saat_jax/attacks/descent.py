@@ -81,6 +81,11 @@ def descend(
     return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, state))
 
 
+def gradient_sign(gradient: Array) -> Array:
+    """The sign, and zero where the gradient is not a number, as released: no image is lost."""
+    return jnp.where(jnp.isnan(gradient), 0, jnp.sign(gradient))
+
+
 def sign_descent(
     loss_fn: Callable[[Array, Array, Any], tuple[Array, Any]],
     images: Array,
@@ -110,7 +115,7 @@ def sign_descent(
 
     def change_fn(adversarial: Array, step: Array, carry: Any) -> tuple[Array, Any]:
         gradient, carry = jax.grad(loss_fn, has_aux=True)(adversarial, step, carry)
-        return step_size * jnp.sign(gradient), carry
+        return step_size * gradient_sign(gradient), carry
 
     return descend(change_fn, images, start, epsilon=epsilon, num_steps=num_steps, carry=carry)
 
@@ -168,7 +173,7 @@ def _unit(gradient: Array) -> Array:
 
 # What `pgd` makes of a gradient before it takes a step.
 _DIRECTIONS: dict[str, Callable[[Array], Array]] = {
-    "sign": jnp.sign,
+    "sign": gradient_sign,
     "raw": lambda gradient: gradient,
     "unit": _unit,
 }
@@ -212,7 +217,8 @@ def pgd(
         step_size: length of one step, such as `1 / 255`; see `direction`.
         num_steps: number of steps.
         targeted: whether to approach the target codes rather than to leave them.
-        loss: "focused" as in the released code, or "mean" as in the paper.
+        loss: "focused" as in the released code, "mean" as in the paper, or "pooled", which
+            weighs the images of a batch as released (`code_losses`).
         direction: "sign" moves every pixel by `step_size` (SAAT's code); "raw" subtracts
             `step_size` times the gradient of the image's own loss (ProS-GAN's DHTA, whose
             step of 1 on the mean over a batch of 32 is a `step_size` of 1 / 32); "unit" moves

@@ -166,7 +166,8 @@ def si_ni_fgsm(
         Lin et al., Nesterov accelerated gradient and scale invariance for adversarial attacks,
         ICLR 2020, where the copies are 1, 1/2, 1/4, 1/8, ... of the image. Differs from the
         released code: the loss of each copy is divided by the image's own number of unsettled
-        bits, not by the batch's, so that images do not influence each other.
+        bits, not by the batch's, so that images do not influence each other; `loss="pooled"`
+        divides as released.
     """
     del rng
     gradient_fn = image_gradient(

@@ -17,18 +17,41 @@ of real rows on all devices, and gradients are added up over devices.
 
 from collections.abc import Callable
 
-from saat_jax.defenses.atrdh import AtrdhState as AtrdhState
-from saat_jax.defenses.atrdh import init_atrdh_state as init_atrdh_state
-from saat_jax.defenses.atrdh import make_atrdh_update as make_atrdh_update
-from saat_jax.defenses.cgat import make_cgat_update as make_cgat_update
-from saat_jax.defenses.common import Batch as Batch
-from saat_jax.defenses.common import TrainState as TrainState
-from saat_jax.defenses.common import UpdateFn as UpdateFn
-from saat_jax.defenses.common import init_state as init_state
-from saat_jax.defenses.common import training_pass as training_pass
-from saat_jax.defenses.hashing import make_hashing_update as make_hashing_update
-from saat_jax.defenses.saat import init_minimax_state as init_minimax_state
-from saat_jax.defenses.saat import make_saat_update as make_saat_update
+from saat_jax.defenses.atrdh import (
+    AtrdhState,
+    init_atrdh_state,
+    make_atrdh_update,
+)
+from saat_jax.defenses.cgat import make_cgat_update
+from saat_jax.defenses.common import (
+    Batch,
+    TrainState,
+    UpdateFn,
+    init_state,
+    training_pass,
+)
+from saat_jax.defenses.hashing import make_hashing_update
+from saat_jax.defenses.saat import (
+    init_minimax_state,
+    make_saat_update,
+)
+
+__all__ = [
+    "DEFENSES",
+    "FIRST_STATES",
+    "AtrdhState",
+    "Batch",
+    "TrainState",
+    "UpdateFn",
+    "init_atrdh_state",
+    "init_minimax_state",
+    "init_state",
+    "make_atrdh_update",
+    "make_cgat_update",
+    "make_hashing_update",
+    "make_saat_update",
+    "training_pass",
+]
 
 # The defences a config may name, and what each makes of a pretrained network to begin with.
 DEFENSES: dict[str, Callable[..., UpdateFn]] = {

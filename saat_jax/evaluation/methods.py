@@ -104,9 +104,9 @@ def mainstay_guides(
     return _voted(vote, known, targeted)
 
 
-def center_guides(known: Knowledge, *, targeted: bool) -> Guides:
-    """Centre codes of CgAT (SPEC 5.11)."""
-    return _voted(mainstay.center_codes, known, targeted)
+def center_guides(known: Knowledge, *, targeted: bool, ties: mainstay.Ties = "positive") -> Guides:
+    """Centre codes of CgAT."""
+    return _voted(functools.partial(mainstay.center_codes, ties=ties), known, targeted)
 
 
 def own_guides(known: Knowledge, *, targeted: bool) -> Guides:

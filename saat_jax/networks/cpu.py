@@ -215,9 +215,7 @@ def _image_gradient_by_blocks(
     return _place(output, (-padding, -padding), (height, width))
 
 
-def _place(
-    values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1
-) -> Array:
+def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1) -> Array:
     """Zeros of this height and width with every `step`-th from `first` on a value, cut to fit."""
     config = [
         (low, size - low - (length - 1) * step - 1, step - 1)

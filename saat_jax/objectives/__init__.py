@@ -18,33 +18,71 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from saat_jax.objectives.centers import class_centers as class_centers
-from saat_jax.objectives.centers import class_codes as class_codes
-from saat_jax.objectives.centers import csq as csq
-from saat_jax.objectives.centers import dpn as dpn
-from saat_jax.objectives.centers import hadamard as hadamard
-from saat_jax.objectives.centers import make_csq as make_csq
-from saat_jax.objectives.centers import make_dpn as make_dpn
-from saat_jax.objectives.centers import make_orthohash as make_orthohash
-from saat_jax.objectives.centers import orthohash as orthohash
-from saat_jax.objectives.pairwise import dph as dph
-from saat_jax.objectives.pairwise import dpsh as dpsh
-from saat_jax.objectives.pairwise import hashnet as hashnet
-from saat_jax.objectives.pairwise import make_dph as make_dph
-from saat_jax.objectives.pairwise import make_dpsh as make_dpsh
-from saat_jax.objectives.pairwise import make_hashnet as make_hashnet
-from saat_jax.objectives.pairwise import make_hswd as make_hswd
-from saat_jax.objectives.pairwise import sliced_wasserstein as sliced_wasserstein
-from saat_jax.objectives.state import CodeBank as CodeBank
-from saat_jax.objectives.state import Context as Context
-from saat_jax.objectives.state import Objective as Objective
-from saat_jax.objectives.state import State as State
-from saat_jax.objectives.state import init_bank as init_bank
-from saat_jax.objectives.state import next_forward as next_forward
-from saat_jax.objectives.state import quantization as quantization
-from saat_jax.objectives.state import similarity as similarity
-from saat_jax.objectives.state import update_bank as update_bank
-from saat_jax.objectives.state import update_state as update_state
+from saat_jax.objectives.centers import (
+    class_centers,
+    class_codes,
+    csq,
+    dpn,
+    hadamard,
+    make_csq,
+    make_dpn,
+    make_orthohash,
+    orthohash,
+)
+from saat_jax.objectives.pairwise import (
+    dph,
+    dpsh,
+    hashnet,
+    make_dph,
+    make_dpsh,
+    make_hashnet,
+    make_hswd,
+    sliced_wasserstein,
+)
+from saat_jax.objectives.state import (
+    CodeBank,
+    Context,
+    Objective,
+    State,
+    init_bank,
+    next_forward,
+    quantization,
+    similarity,
+    update_bank,
+    update_state,
+)
+
+__all__ = [
+    "OBJECTIVES",
+    "CodeBank",
+    "Context",
+    "Objective",
+    "State",
+    "class_centers",
+    "class_codes",
+    "create_objective",
+    "csq",
+    "dph",
+    "dpn",
+    "dpsh",
+    "hadamard",
+    "hashnet",
+    "init_bank",
+    "make_csq",
+    "make_dph",
+    "make_dpn",
+    "make_dpsh",
+    "make_hashnet",
+    "make_hswd",
+    "make_orthohash",
+    "next_forward",
+    "orthohash",
+    "quantization",
+    "similarity",
+    "sliced_wasserstein",
+    "update_bank",
+    "update_state",
+]
 
 # The objectives a config may name; the keyword arguments are their options.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

@@ -12,16 +12,32 @@ Beside the packed codes and labels, the query-item pairs in work at a time take
 query's ranking of the whole database does.
 """
 
-from saat_jax.retrieval.counting import MAX_WORKING_BYTES as MAX_WORKING_BYTES
-from saat_jax.retrieval.counting import TIES as TIES
-from saat_jax.retrieval.counting import distance_histograms as distance_histograms
-from saat_jax.retrieval.metrics import NORMALIZERS as NORMALIZERS
-from saat_jax.retrieval.metrics import average_precision as average_precision
-from saat_jax.retrieval.metrics import expected_average_precision as expected_average_precision
-from saat_jax.retrieval.metrics import expected_precision_at_n as expected_precision_at_n
-from saat_jax.retrieval.metrics import (
-    expected_precision_recall_curve as expected_precision_recall_curve,
+from saat_jax.retrieval.counting import (
+    MAX_WORKING_BYTES,
+    TIES,
+    distance_histograms,
 )
-from saat_jax.retrieval.metrics import map_at_k as map_at_k
-from saat_jax.retrieval.metrics import precision_at_n as precision_at_n
-from saat_jax.retrieval.metrics import precision_recall_curve as precision_recall_curve
+from saat_jax.retrieval.metrics import (
+    NORMALIZERS,
+    average_precision,
+    expected_average_precision,
+    expected_precision_at_n,
+    expected_precision_recall_curve,
+    map_at_k,
+    precision_at_n,
+    precision_recall_curve,
+)
+
+__all__ = [
+    "MAX_WORKING_BYTES",
+    "NORMALIZERS",
+    "TIES",
+    "average_precision",
+    "distance_histograms",
+    "expected_average_precision",
+    "expected_precision_at_n",
+    "expected_precision_recall_curve",
+    "map_at_k",
+    "precision_at_n",
+    "precision_recall_curve",
+]
