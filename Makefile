@@ -31,4 +31,4 @@ api: .venv/dev.done
 	touch $@ .venv/demo.done
 
 clean:
-	rm -rf .venv runs .jax_cache build *.egg-info
+	rm -rf .venv .jax_cache build *.egg-info

@@ -48,7 +48,7 @@ _OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 _NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
-# SPEC 0, 2.1, 3.1, 3.4 and 7.1.
+# As released with each paper.
 _PROTOCOLS: dict[str, dict[str, Any]] = {
     "saat": dict(
         learning_rate=0.01,
@@ -113,7 +113,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "train_hash"
     config.data.remap = _REMAP[dataset]
     config.model.update(name=network, num_bits=int(bits), input_norm=values["input_norm"])
-    # SPEC 2.3: ProS-GAN has networks of its own for HashNet.
+    # ProS-GAN has networks of its own for HashNet.
     normal = network in _RESNETS or (protocol, objective) == ("prosgan", "hashnet")
     config.model.hash_init = "normal" if normal else "torch"
     options = _options(objective, slope=values["slope"], known_labels=values["known_labels"])

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One machine, one process for all of its GPUs (or its CPU, if it has none).
 #
-#     CONFIG=configs/defenses.py WORKDIR=runs/defenses launch/gpu_box.sh [--config.NAME=VALUE ...]
+#     CONFIG=configs/defenses.py WORKDIR=runs/defenses launch/gpu_box.sh \
+#       --config.data.root=FOLDER [--config.NAME=VALUE ...]
 #
 # Stopped by SIGTERM, Ctrl-C or a crash, the same command goes on where it was.
 set -euo pipefail
@@ -9,7 +10,7 @@ CONFIG=${CONFIG:-configs/demo.py}
 WORKDIR=${WORKDIR:-runs/demo}
 # Compiled programs: kept between runs.
 CACHE=${CACHE:-.jax_cache}
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-.venv/bin/python}
 
 cd "$(dirname "$0")/.."
 # exec: signals reach Python itself.

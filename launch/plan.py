@@ -15,7 +15,7 @@ from saat_jax import checkpoints, generative, networks
 
 Config = dict[str, Any]
 
-# Queries, database and training images of both papers (SPEC 1.1), for the estimate of the cost.
+# Queries, database and training images of both papers, for the estimate of the cost.
 _SIZES = {
     ("saat", "flickr25k"): (1000, 24000, 5000),
     ("saat", "nuswide"): (2100, 193734, 10500),

@@ -2,7 +2,7 @@
 # A Cloud TPU pod slice: the same command on every machine of it, each one process.
 #
 #     TPU=my-pod ZONE=us-central2-b CONFIG=configs/defenses.py WORKDIR=/shared/runs/defenses \
-#       launch/tpu_pod.sh [--config.NAME=VALUE ...]
+#       launch/tpu_pod.sh --config.data.root=/shared/data [--config.NAME=VALUE ...]
 #
 # The checkout with its environment stands in the same folder on every machine, and WORKDIR and
 # CACHE are on storage that all of them have mounted (see launch/README.md). After a pre-emption,

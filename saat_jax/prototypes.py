@@ -187,7 +187,7 @@ def circle_loss(
         gamma: scale of the terms; 1 as published.
 
     Reference:
-        Sun et al., Circle loss, CVPR 2020, with margin 0; SPEC 5.7. Without pairs of one
+        Sun et al., Circle loss, CVPR 2020, with margin 0. Without pairs of one
         kind the released l is minus infinity. Here softplus(l) is then 0 with no gradient, as
         released; l is its finite half, whose gradient is the released one.
     """
@@ -238,7 +238,7 @@ def prototype_loss(
         ValueError: if a name is unknown.
 
     Reference:
-        THA (SPEC 5.7); ProS-GAN, Eq. 3 (SPEC 5.8).
+        THA; ProS-GAN, Eq. 3.
     """
     if pairs not in ("circle", "likelihood"):
         raise ValueError(f'pairs must be "circle" or "likelihood", got {pairs!r}')

@@ -35,8 +35,8 @@ def epoch_schedule(learning_rate: float, *, num_epochs: int, steps_per_epoch: in
     epochs the first 34 keep the rate.
 
     Reference:
-        SPEC 3.1, vector hash_lr. Fewer than three epochs, where the released code divides by
-        zero, drop after every epoch but the first.
+        The rule released with SAAT and ProS-GAN. Fewer than three epochs, where the released
+        code divides by zero, drop after every epoch but the first.
     """
 
     def schedule(step: int) -> float:
@@ -52,7 +52,7 @@ def milestone_schedule(learning_rate: float, *, num_steps: int) -> Schedule:
     As released, a milestone that is not a whole number is never reached.
 
     Reference:
-        SPEC 6.1 and 6.3, vectors saat_lr_schedule and multistep_milestones.
+        As released with SAAT and CgAT.
     """
     milestones = [m for m in (num_steps / 2, num_steps * 3 / 4) if m.is_integer()]
 

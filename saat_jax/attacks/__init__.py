@@ -1,4 +1,4 @@
-"""Attacks on a hash encoder: images an eye cannot tell apart, codes far apart.
+"""Attacks on a hash encoder: images that differ little, codes that differ much.
 
 An attack is called `attack(encode_fn, variables, images, target_codes, rng, *, targeted, ...)`. It
 is handed `encode_fn(variables, images, alpha)`, which returns soft codes `tanh(alpha * f(x))`, and

@@ -238,7 +238,7 @@ def pgd(
             `alphas` has another length than `num_steps`.
 
     Reference:
-        SAAT, Eq. 15 and Section IV-A; for the other directions SPEC 5.6.
+        SAAT, Eq. 15 and Section IV-A; DHTA for the other directions.
     """
     check_direction(direction)
     gradient_fn = image_gradient(

@@ -1,8 +1,9 @@
 """Reading an image file and bringing it to size, as Pillow and torchvision do.
 
 Reference:
-    SPEC 1.3: short side to `resize`, long side truncated, bilinear with antialiasing, centre
-    crop whose offsets round half to even. Pixels stay uint8 until they are divided by 255.
+    The papers' transform: short side to `resize`, long side truncated, bilinear with
+    antialiasing, centre crop whose offsets round half to even. Pixels stay uint8 until they are
+    divided by 255.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ labels on one line. Paths count from the folder of the lists. An optional `class
 the label columns.
 
 Reference:
-    SPEC 1.2: A is the format of SAAT, ProS-GAN, THA and CgAT; B that of HashNet, CSQ and DHTA.
+    A is the format of SAAT, ProS-GAN, THA and CgAT; B that of HashNet, CSQ and DHTA.
 """
 
 import collections

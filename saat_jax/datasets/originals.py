@@ -4,7 +4,7 @@ MIRFLICKR-25K, NUS-WIDE and MS-COCO 2014 are read from their unpacked archives. 
 images by the SHA-256 of "SEED PATH", so that it is the same on every machine and for ever.
 
 Reference:
-    SPEC 1.1 for the sizes; Huiskes and Lew, MIR 2008; Chua et al., CIVR 2009; Lin et al.,
+    Sizes as in both papers; Huiskes and Lew, MIR 2008; Chua et al., CIVR 2009; Lin et al.,
     ECCV 2014.
 """
 

@@ -143,7 +143,7 @@ def make_atrdh_update(
         ValueError: if a name is unknown or a size negative.
 
     Reference:
-        Wang et al., Targeted attack and defense for deep hashing, SIGIR 2021; SPEC 6.2.
+        Wang et al., Targeted attack and defense for deep hashing, SIGIR 2021.
     """
     attack = make_inner_attack(
         model,

@@ -55,7 +55,7 @@ def make_cgat_update(
 
     Reference:
         Wang et al., CgAT: Center-guided adversarial training for deep hashing-based retrieval,
-        WWW 2023; SPEC 6.3.
+        WWW 2023.
     """
     if bank not in ("aliased", "sign"):
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')

@@ -46,7 +46,7 @@ def make_hashing_update(
         `update(state, batch, *, axis_name)`; its metrics are "loss".
 
     Reference:
-        SPEC 3.1.
+        The training released with SAAT and ProS-GAN.
     """
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:

@@ -208,7 +208,7 @@ def make_saat_update(
         ValueError: if a name is unknown or a size negative.
 
     Reference:
-        SAAT, Algorithm 1 and Eq. 18 to 20; SPEC 6.1.
+        SAAT, Algorithm 1 and Eq. 18 to 20.
     """
     if bank not in ("aliased", "sign"):
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')

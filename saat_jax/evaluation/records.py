@@ -263,7 +263,7 @@ def transfer(
         The matrices by attack.
 
     Reference:
-        SPEC 8; ProS-GAN, Tables 3 and 5 to 7.
+        ProS-GAN, Tables 3 and 5 to 7.
     """
     folder = pathlib.Path(folder)
     known = {

@@ -49,7 +49,7 @@ def generate(
             generator does not take.
 
     Reference:
-        SPEC 5.8, test.
+        As released with ProS-GAN.
     """
     if not targeted:
         raise ValueError("ProS-GAN is a targeted attack, got targeted=False; choose another one")

@@ -45,7 +45,7 @@ def discriminator_loss(
         target_labels: `[batch, num_classes]` that the generated images aim at.
 
     Reference:
-        SPEC 5.8, stage 2, step 3.
+        As released with ProS-GAN.
     """
     real = score_loss(real_scores, labels, generated=False)
     return 0.5 * (real + score_loss(generated_scores, target_labels, generated=True))
@@ -70,7 +70,7 @@ def focused_hash_loss(soft_codes: Array, target_codes: Array) -> Array:
     """Mean of s (s - 2) + 1 over the bits' agreements s: settled bits pull less. `[batch]`
 
     Reference:
-        ProS-GAN's journal version; SPEC 5.8.
+        ProS-GAN's journal version.
     """
     return jnp.mean(jnp.square(1 - soft_codes * target_codes), axis=-1)
 

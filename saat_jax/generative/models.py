@@ -115,7 +115,7 @@ class Generator(nn.Module):
             64 in the paper.
 
     Reference:
-        SPEC 5.8. 21,454,121 parameters for images of 224 pixels.
+        Released with ProS-GAN. 21,454,121 parameters for images of 224 pixels.
     """
 
     base_width: int = 64
@@ -221,7 +221,7 @@ class Discriminator(nn.Module):
         base_width: channels of the first layer, 64 in the paper.
 
     Reference:
-        SPEC 5.8. 12,250,048 parameters for images of 224 pixels and
+        Released with ProS-GAN. 12,250,048 parameters for images of 224 pixels and
         21 classes.
     """
 

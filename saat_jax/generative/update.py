@@ -143,7 +143,7 @@ def make_gan_update(
         ValueError: if a loss is unknown or a number of steps not positive.
 
     Reference:
-        ProS-GAN, Eq. 5 and Algorithm 1; SPEC 5.8. Differs from the released code in the
+        ProS-GAN, Eq. 5 and Algorithm 1. Differs from the released code in the
         spectral norm, see `SpectralConv`.
     """
     for name, known in (
@@ -278,7 +278,7 @@ def gan_schedule(
         The rate of a step, counted from 0.
 
     Reference:
-        SPEC 5.8, vector prosgan_lr.
+        As released with ProS-GAN.
     """
     decay = num_epochs - num_epochs // 2 if num_decay_epochs is None else num_decay_epochs
 

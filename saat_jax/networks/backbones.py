@@ -1,4 +1,4 @@
-"""The hash networks: one class for each family, in the layer tables of SPEC 2.2.
+"""The hash networks: one class for each family, with torchvision's layers.
 
 Each is a Flax module called as `model.apply(variables, images, alpha, training=None)`. Images
 are in [0, 1]: ImageNet's mean and standard deviation are applied inside, so that attacks work
@@ -94,8 +94,9 @@ class AlexNet(nn.Module):
         hidden: units of the two hidden linear layers.
 
     Reference:
-        SPEC 2.2. Images of other sizes than 224 pass through torchvision's adaptive average
-        pool, which the released code leaves out; at 224 it is the identity.
+        Released with SAAT and ProS-GAN. Images of other sizes than 224 pass through
+        torchvision's adaptive average pool, which the released code leaves out; at 224 it is
+        the identity.
     """
 
     num_bits: int
@@ -157,8 +158,9 @@ class VGG(nn.Module):
         hidden: units of the two hidden linear layers.
 
     Reference:
-        SPEC 2.2. Images of other sizes than 224 pass through torchvision's adaptive average
-        pool, which the released code leaves out; at 224 it is the identity.
+        Released with SAAT and ProS-GAN. Images of other sizes than 224 pass through
+        torchvision's adaptive average pool, which the released code leaves out; at 224 it is
+        the identity.
     """
 
     num_bits: int
@@ -252,7 +254,8 @@ class ResNet(nn.Module):
         width: channels of the first stage; each of the others doubles them.
 
     Reference:
-        SPEC 2.2. The features are averaged over all positions, so that images of any size pass.
+        Released with SAAT and ProS-GAN. The features are averaged over all positions, so that
+        images of any size pass.
     """
 
     num_bits: int

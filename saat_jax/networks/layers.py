@@ -152,7 +152,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation over the real rows of all devices, with PyTorch's statistics.
 
     Differs from `flax.linen.BatchNorm`: padding is left out by the mask, however unevenly it
-    lies over the devices, and the running variance is the unbiased one (SPEC 2.4).
+    lies over the devices, and the running variance is the unbiased one.
     """
 
     momentum: float = 0.1

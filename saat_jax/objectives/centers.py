@@ -63,7 +63,7 @@ def class_codes(
 
     Reference:
         Yuan et al., Central similarity quantization, CVPR 2020; random codes as in CgAT and
-        DeepHash; SPEC 3.5.
+        DeepHash.
     """
     has_matrix = num_bits & (num_bits - 1) == 0
     rows = np.concatenate([hadamard(num_bits), -hadamard(num_bits)]) if has_matrix else None
@@ -113,7 +113,8 @@ def csq(soft_codes: Array, centers: Array, *, quantization_weight: float = 0.05)
             CgAT and DeepHash 0.0001.
 
     Reference:
-        SPEC 3.5. As released, a bit that is wholly wrong costs 100 rather than infinity.
+        Yuan et al., CSQ, CVPR 2020. As released, a bit that is wholly wrong costs 100 rather
+        than infinity.
     """
     # Rounded in the order of the released code: 1 - u loses digits where u is near 1.
     positive = (soft_codes + 1) / 2
@@ -133,7 +134,7 @@ def dpn(soft_codes: Array, centers: Array, *, margin: float = 1.0) -> Array:
         margin: of the agreement.
 
     Reference:
-        Fan et al., Deep polarized network, IJCAI 2020; SPEC 3.6. The released re-estimation of
+        Fan et al., Deep polarized network, IJCAI 2020. The released re-estimation of
         the class codes is never called there, and is left out.
     """
     return jnp.mean(jax.nn.relu(margin - soft_codes * centers), axis=-1)
@@ -166,7 +167,7 @@ def orthohash(
         axis_name: the mapped axis of the devices, if any.
 
     Reference:
-        Hoe et al., One loss for all, NeurIPS 2021; SPEC 3.6.
+        Hoe et al., One loss for all, NeurIPS 2021.
     """
     mean, var, _ = batch_moments(soft_codes, mask, axis_name)
     codes = (soft_codes - mean) * lax.rsqrt(var + BATCH_NORM_EPSILON)

@@ -38,7 +38,7 @@ def dph(soft_codes: Array, labels: Array, bank: CodeBank) -> Array:
         bank: the bank, the batch's rows already written.
 
     Reference:
-        Deep pairwise hashing as released with SAAT (SPEC 3.2): no quantisation term.
+        Deep pairwise hashing as released with SAAT: no quantisation term.
     """
     products, similar = _agreement(soft_codes, labels, bank)
     return jnp.mean(jnp.square(products / soft_codes.shape[-1] - (2 * similar - 1)), axis=-1)
@@ -64,7 +64,7 @@ def dpsh(
 
     Reference:
         Li et al., Feature learning based deep supervised hashing with pairwise labels,
-        IJCAI 2016; SPEC 3.3.
+        IJCAI 2016.
     """
     products, similar = _agreement(soft_codes, labels, bank)
     theta = products / 2
@@ -102,7 +102,7 @@ def hashnet(
         dissimilar ones.
 
     Reference:
-        Cao et al., HashNet, ICCV 2017; SPEC 3.4.
+        Cao et al., HashNet, ICCV 2017.
     """
     products, similar = _agreement(soft_codes, labels, bank)
     logits = slope * products
@@ -127,7 +127,7 @@ def sliced_wasserstein(
         axis_name: the mapped axis of the devices, if any.
 
     Reference:
-        Doan et al., HSWD, CVPR 2022; SPEC 3.6.
+        Doan et al., HSWD, CVPR 2022.
     """
     all_codes, all_mask = lax.stop_gradient(soft_codes), mask
     if axis_name:

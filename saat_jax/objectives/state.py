@@ -84,7 +84,7 @@ class Objective(NamedTuple):
             to the first `State`. Raises ValueError if they do not suit the objective.
         loss: maps (state, soft_codes, labels, context) to `[batch]` losses.
         scale_quirk: whether adversarial training follows the released code's tanh scale,
-            which now and then jumps, instead of staying at 1 (HashNet, SPEC 3.4).
+            which now and then jumps, instead of staying at 1.
     """
 
     init: Callable[[Array, ArrayLike, int], State]
@@ -99,7 +99,7 @@ def init_bank(labels: ArrayLike, num_bits: int, *, known_labels: bool = False) -
         labels: `[bank_size, num_classes]` multi-hot labels of the training set.
         num_bits: length of the codes.
         known_labels: True begins with all labels, as ProS-GAN; False with none, as SAAT, so
-            that unseen images count as unlike everything (SPEC 3.1).
+            that unseen images count as unlike everything.
     """
     labels = jnp.asarray(labels, jnp.float32)
     return CodeBank(
@@ -156,7 +156,7 @@ def next_forward(state: State) -> tuple[State, Array | float]:
     between it stays as it was. Objectives without continuation have scale 1.
 
     Reference:
-        HashNet as released with SAAT; SPEC 3.4.
+        HashNet as released with SAAT.
     """
     if state.forwards is None:
         return state, 1.0
