@@ -158,6 +158,30 @@ def test_zero_target_bit_has_no_gradient(name, targeted):
     assert gradient[0, 0] == 0 and gradient[0, 1] != 0
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"images": np.full((2, 4, 4, 3), 2.0)},
+            r"images must be floats in \[0, 1\], got .* 2 to 2",
+        ),
+        ({"images": np.zeros((2, 4, 4, 3), int)}, r"images must be floats in \[0, 1\], got int"),
+        ({"start": np.zeros((1, 4, 4, 3))}, r"start must be .*\(2, 4, 4, 3\), got \(1, 4, 4, 3\)"),
+        ({"epsilon": -0.1}, r"epsilon must be 0 or more.*got -0.1"),
+    ],
+)
+def test_what_is_no_image_or_ball_is_refused(changed, message):
+    case = dict(images=np.zeros((2, 4, 4, 3), np.float32), target_codes=np.ones((2, 3)))
+    case |= dict(epsilon=EPSILON, step_size=0.1, num_steps=1, targeted=False, rng=jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd(lambda _, images, alpha: alpha * images[:, 0, 0], None, **case | changed)
+
+
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match="num_steps must be 0 or more, got -3"):
+        attacks.alpha_schedule(-3)
+
+
 def test_an_encoder_without_gradient_leaves_the_images():
     images, target_codes = np.full((2, 4, 4, 3), 0.5, np.float32), np.ones((2, 3), np.float32)
 

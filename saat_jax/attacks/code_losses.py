@@ -20,9 +20,14 @@ def alpha_schedule(num_steps: int) -> np.ndarray:
     schedule holds 0.1 for the first half, then rises every tenth; with fewer than ten steps
     it ends below 1.
 
+    Raises:
+        ValueError: if the number of steps is negative.
+
     Reference:
         SAAT, Section IV-A.
     """
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
     return np.array([_ALPHAS[10 * step // num_steps] for step in range(num_steps)], np.float32)
 
 

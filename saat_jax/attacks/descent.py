@@ -70,7 +70,14 @@ def descend(
 
     Returns:
         The final images and the final carry, both constants for differentiation.
+
+    Raises:
+        ValueError: if the start is of another shape, or the radius negative.
     """
+    if start.shape != images.shape:
+        raise ValueError(f"start must be of the images' shape {images.shape}, got {start.shape}")
+    if isinstance(epsilon, int | float) and epsilon < 0:
+        raise ValueError(f"epsilon must be 0 or more, such as 8 / 255, got {epsilon}")
 
     def body(step: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
         adversarial, carry = state
@@ -121,7 +128,7 @@ def sign_descent(
 
 
 def check_inputs(images: Array, alphas: Array | np.ndarray | None, num_steps: int) -> Array:
-    """Refuses images that are not floats and scales of another number than steps.
+    """Refuses images that are not floats in [0, 1] and scales of another number than steps.
 
     Returns:
         The tanh scale by step, 1 without `alphas`; and one beyond the last, since the body of a
@@ -129,6 +136,14 @@ def check_inputs(images: Array, alphas: Array | np.ndarray | None, num_steps: in
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
+    # Of traced images the values are not known.
+    if images.size and not isinstance(images, jax.core.Tracer):
+        least, most = float(images.min()), float(images.max())
+        if least < 0 or most > 1:
+            raise ValueError(
+                f"images must be floats in [0, 1], got values from {least:g} to {most:g}; divide "
+                "by 255, and leave mean and deviation to the encoder"
+            )
     schedule = jnp.ones(num_steps) if alphas is None else jnp.asarray(alphas)
     if schedule.shape != (num_steps,):
         raise ValueError(
