@@ -1,6 +1,7 @@
 """The CPU's forms of convolution and pooling against the plain ones, and what XLA makes of them."""
 
 import flax.linen as nn
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from jax import lax
 
 from saat_jax import attacks, networks
-from saat_jax.networks import cpu
+from saat_jax.networks import cpu, layers
 
 
 def _random(seed, *shape):
@@ -50,7 +51,7 @@ def _compare(ours, theirs, *arrays):
         ((3, 5), 3, 160, 128, 1, 2),
         ((36, 35), 11, 3, 4, 4, 0),
         ((7, 6), 3, 3, 5, 1, 1),
-        ((8, 9), 5, 2, 3, 1, 0),
+        ((8, 9), 5, 1, 3, 1, 0),
     ],
 )
 def test_convolution_is_the_plain_one(size, kernel, channels, features, stride, padding):
@@ -120,6 +121,11 @@ def test_pool_worked_by_hand():
     # Both windows take the 3 in the middle of the first row, which is the first in each.
     (gradient,) = backward(jnp.array([10.0, 1]).reshape(1, 1, 2, 1))
     np.testing.assert_array_equal(gradient[0, ..., 0], [[0, 11, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (7, 6), (5, 3)])
+def test_halving_is_the_plain_pool(shape):
+    _compare(layers.halve, lambda x: nn.avg_pool(x, (2, 2), (2, 2)), _random(6, 2, *shape, 3))
 
 
 def test_bfloat16_stays():

@@ -24,6 +24,8 @@ Array = jax.Array
 
 # Below it a pixel's channels do not fill a vector register.
 _FEW_CHANNELS = 8
+# Up to it, what a pixel's gradient is in all places of a kernel takes little memory: 3x3 of RGB.
+_FEW_PRODUCTS = 32
 # From here on, Winograd's transforms cost less than the multiplications that they save.
 _WINOGRAD_CHANNELS = 128
 # Tiles that are worked on at once, so that what lies between the stages stays in the cache.
@@ -165,7 +167,7 @@ def _image_gradient(
     size = kernel.shape[0]
     if _suits_winograd(gradient, kernel, stride):
         return _winograd(gradient, kernel, size - 1 - padding, transposed=True)
-    if shape[3] < _FEW_CHANNELS and stride == 1:
+    if stride == 1 and kernel[..., 0].size <= _FEW_PRODUCTS:
         return _image_gradient_by_places(shape, kernel, gradient, padding)
     if shape[3] < _FEW_CHANNELS and size > stride:
         return _image_gradient_by_blocks(shape, kernel, gradient, stride, padding)
