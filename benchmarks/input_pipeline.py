@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.root:
             data = datasets.load_dataset(
-                "lists", root=options.root, image_size=IMAGE_SIZE, resize=RESIZE
+                source="lists", root=options.root, image_size=IMAGE_SIZE, resize=RESIZE
             )
             paths = list(data.train.paths or ())[:count]
         else:

@@ -1,7 +1,6 @@
 """The CPU's forms of convolution and pooling against the plain ones, and what XLA makes of them."""
 
 import flax.linen as nn
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
