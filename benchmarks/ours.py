@@ -11,11 +11,17 @@ import optax
 from saat_jax import attacks, defenses, networks, objectives, parallel
 
 
-def launched(program: str, **options: Any) -> Callable[[], Any]:
-    """Makes a program of this module by name, after the settings that the launcher makes."""
+def launched(program: str, *, cache: str = "", **options: Any) -> Callable[[], Any]:
+    """Makes a program of this module by name, after the settings that the launcher makes.
+
+    Args:
+        program: name of the function that makes it.
+        cache: folder for compiled programs; empty for none.
+        **options: of that function.
+    """
     from launch.main import start_jax
 
-    start_jax("default", "")
+    start_jax("default", cache)
     make: Callable[..., Callable[[], Any]] = globals()[program]
     return make(**options)
 
