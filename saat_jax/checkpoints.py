@@ -18,6 +18,7 @@ import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +43,21 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
-        root = pathlib.Path(folder).absolute()
+        self._root = root = pathlib.Path(folder).absolute()
         self._unreadable: set[str] = set()
+        # Each process reads alone: one may see a folder, or fail to read, where others do not.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        )
         self._managers = {
             kind: ocp.CheckpointManager(
                 root / kind,
-                options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+                options=ocp.CheckpointManagerOptions(
+                    read_only=True, create=False, multiprocessing_options=alone
+                )
                 if read_only
                 else ocp.CheckpointManagerOptions(
                     max_to_keep=count,
@@ -119,20 +129,40 @@ class CheckpointFolder:
             best: whether to read the best checkpoint rather than the latest.
 
         Raises:
-            ValueError: if checkpoints exist but none can be read into the template.
+            ValueError: if checkpoints exist but none can be read into the template, or if the
+                processes of a job find different ones.
         """
-        manager = self._managers.get("best" if best else "latest")
-        if manager is None:
-            return None
+        kind = "best" if best else "latest"
+        found, problems = self._newest(kind, template)
+        steps = _of_all(found.step if found else -1)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes find different steps in {self._root / kind}: {steps}, where -1 is "
+                "none; the folder must lie on a disk that all share. Start again if it does"
+            )
+        if problems and not found:
+            raise ValueError(
+                "no checkpoint fits the state to restore; the network, the data or the code "
+                "may have changed since, or the files are damaged:\n" + "\n".join(problems)
+            )
+        return found
+
+    def _newest(
+        self, kind: str, template: chex.ArrayTree | None
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that this process can read, and what is wrong with newer ones."""
+        problems: list[str] = []
+        if kind not in self._managers:
+            return None, problems
+        manager = self._managers[kind]
         target = None if template is None else jax.tree.map(np.asarray, template)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
         )
-        problems = []
         for step in sorted(manager.all_steps(), reverse=True):
             path = str(manager.directory / str(step))
             try:
-                restored = manager.restore(step, args=args)
+                restored = self._reader.restore(path, args=args)
                 state, record = restored.state, restored.record
                 if target is not None:
                     _check_shapes(state, target)
@@ -145,18 +175,18 @@ class CheckpointFolder:
                 problems.append(f"{path}: {error}")
                 _log.warning("checkpoint %s cannot be read, trying the one before", problems[-1])
                 continue
-            return Checkpoint(state, record, step)
-        if problems:
-            raise ValueError(
-                "no checkpoint fits the state to restore; the network, the data or the code "
-                "may have changed since, or the files are damaged:\n" + "\n".join(problems)
-            )
-        return None
+            return Checkpoint(state, record, step), problems
+        return None, problems
 
     def record(self) -> dict[str, Any] | None:
         """Reads the record of the newest sound checkpoint, whatever network its state is of."""
         found = self.restore()
         return found and found.record
+
+
+def _of_all(step: int) -> list[int]:
+    """The steps that the processes have found."""
+    return np.atleast_1d(multihost_utils.process_allgather(np.array(step))).tolist()
 
 
 @contextlib.contextmanager

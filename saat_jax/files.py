@@ -62,3 +62,26 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by name as a compressed `.npz`."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def whole_lines(path: pathlib.Path) -> list[str]:
+    """Reads the lines that a kill has not cut short; none if there is no file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads arrays by name from a `.npz`.
+
+    Raises:
+        ValueError: if the file is absent or damaged.
+    """
+    try:
+        # Opened here, as a damaged archive would stay open.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    # A damaged archive raises a dozen kinds: zlib's, zipfile's, tokenize's, NotImplementedError.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and start again"
+        ) from error

@@ -6,6 +6,7 @@ over the axis `AXIS`, over all devices of all processes.
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,19 @@ def start(
             "or on a TPU pod, or name --coordinator, --num_processes and --process_id"
         ) from error
     # On a CPU the first collective fails where a process comes half a minute late; this waits.
-    multihost_utils.sync_global_devices("start")
+    wait_for_all("start")
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when every process of the job has come to a place of that name."""
+    multihost_utils.sync_global_devices(place)
+
+
+def num_cpus() -> int:
+    """Counts the CPUs that this process may use, which a job can have fewer of than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _sharding(*axes: str) -> NamedSharding:

@@ -6,7 +6,7 @@ import math
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 import chex
@@ -103,6 +103,7 @@ def make_optimizer(
     beta1: float = 0.9,
     weight_decay: float = 0.0,
     accumulate: int = 1,
+    updates: Sequence[int] | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
 
@@ -115,12 +116,14 @@ def make_optimizer(
         weight_decay: coefficient of the L2 penalty's gradient.
         accumulate: number of steps whose mean gradient makes one change of the parameters, at
             the first one's rate; the last change takes the steps that are left.
+        updates: the steps that change the parameters, each at its own rate, if not all do; without
+            `accumulate`.
 
     Raises:
         ValueError: if there is no such optimizer.
     """
     # A table makes any Python rule traceable, and the rate exact.
-    first_steps = range(0, max(num_steps, 1), accumulate)
+    first_steps = range(0, max(num_steps, 1), accumulate) if updates is None else updates
     rates = np.array([schedule(step) for step in first_steps], np.float32)
 
     def rate(count: chex.Numeric) -> chex.Numeric:
@@ -158,7 +161,7 @@ class MetricsLog:
         if jax.process_index() > 0:
             return
         path = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
+        kept = [line for line in files.whole_lines(path) if json.loads(line)["step"] <= first_step]
         with files.replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")  # noqa: SIM115, closed by close()
@@ -189,14 +192,6 @@ class MetricsLog:
             self._board.file_writer.event_writer.flush = lambda: None
             with contextlib.suppress(OSError):
                 self._board.close()
-
-
-def _whole_lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines of a file that a kill has not cut short."""
-    if path.is_file():
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield line.rstrip("\n")
 
 
 class StopSignal:
@@ -279,7 +274,9 @@ def train(
     Raises:
         FloatingPointError: if a logged metric is NaN or infinite, naming the steps.
         Interrupted: after SIGTERM, with the state saved.
-        ValueError: if the folder holds another run.
+        OSError: if a checkpoint or the log cannot be written, as on a full disk.
+        ValueError: if the folder holds another run, none of its checkpoints can be read, or the
+            processes of a job find different ones.
     """
     folder = pathlib.Path(folder)
     num_steps = steps_per_epoch * num_epochs

@@ -201,3 +201,13 @@ def test_reading_changes_nothing(tmp_path):
     with checkpoints.CheckpointFolder(tmp_path, read_only=True) as saved:
         assert saved.restore().step == 1 and saved.restore(best=True) is None
     assert unfinished.is_dir()
+
+
+def test_processes_that_find_different_steps_are_stopped(tmp_path, monkeypatch):
+    _save(tmp_path, 1, 2)
+    monkeypatch.setattr(checkpoints, "_of_all", lambda step: [step, 1])
+    with checkpoints.CheckpointFolder(tmp_path, read_only=True) as saved:
+        with pytest.raises(ValueError, match=r"find different steps in .*latest: \[2, 1\], where"):
+            saved.restore()
+        with pytest.raises(ValueError, match=r"find different steps in .*best: \[-1, 1\], where"):
+            saved.restore(best=True)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from saat_jax import attacks, datasets, evaluation, generative, hamming, mainstay, networks
-from saat_jax.evaluation import crafting
+from saat_jax.evaluation import crafting, folders
 from saat_jax.evaluation import records as records_module
 from tests import reference
 
@@ -155,6 +155,7 @@ def test_encode_refuses_a_part_of_the_split(problem):
             {"loss": "mse"},
             r"unknown attack loss 'mse'; expected one of \['focused', 'mean', 'pooled'\]",
         ),
+        ({"loss": "pooled"}, "loss 'pooled' makes an image depend on its batch mates"),
         ({"attack": "hag", "targeted": True}, "'hag' is non-targeted only; set targeted to False"),
         ({"attack": "dhta"}, "'dhta' is targeted only; set targeted to True"),
         ({"epsilon": None}, "epsilon of attack 'mainstay' must be 0 or more, got None"),
@@ -262,7 +263,7 @@ def test_an_attack_outside_ball_or_range_is_not_reported(problem, monkeypatch, s
 
     monkeypatch.setitem(evaluation.ATTACKS, "mainstay", evaluation.Attack(attack))
     settings = create(attack="mainstay", targeted=False, epsilon=EPSILON)
-    with pytest.raises(RuntimeError, match="the attack left the ball of radius 0.0313725 or"):
+    with pytest.raises(ArithmeticError, match="the attack left the ball of radius 0.0313725 or"):
         _evaluate(problem, tmp_path, suite={"away": settings})
     assert not (tmp_path / "away.json").exists()
 
@@ -397,7 +398,7 @@ def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch, 
     monkeypatch.setattr(records_module, "_save_image", lambda folder, row, image: calls.append(row))
     calls.clear()
     if damaged:
-        (part,) = (tmp_path / "cut").glob(".away-*/000000.npz")
+        (part,) = (tmp_path / "cut").glob(".away-*/0/000000.npz")
         part.write_bytes(part.read_bytes()[:-40])
     made = again(save_images=True)
     # The first batch is not attacked again, if it is sound; the second, which was cut, is.
@@ -409,6 +410,61 @@ def test_an_attack_goes_on_where_it_was_stopped(problem, tmp_path, monkeypatch, 
             for array in a:
                 np.testing.assert_array_equal(a[array], b[array])
     assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
+
+
+def test_images_of_two_settings_never_mix(problem, tmp_path, monkeypatch):
+    def encode_fn(variables, images, alpha):
+        return images.reshape(len(images), -1)[:, 100:108] - 0.5
+
+    def perturb(encode_fn, variables, images, *_, epsilon, targeted):
+        return jnp.minimum(images + epsilon, 1)
+
+    monkeypatch.setitem(
+        evaluation.ATTACKS, "noise", evaluation.Attack(perturb, evaluation.ATTACKS["noise"].guides)
+    )
+    save_image = records_module._save_image
+
+    def brighten(levels, *, save=save_image):
+        monkeypatch.setattr(records_module, "_save_image", save)
+        settings = create(attack="noise", targeted=False, epsilon=levels / 255)
+        arguments = (encode_fn, {}, *problem[2:]), tmp_path
+        _evaluate(*arguments, suite={"light": settings}, batch_size=4, save_images=True)
+        return {path.name: path.read_bytes() for path in (tmp_path / "light").iterdir()}
+
+    def stop(folder, row, image):
+        if row == 6:
+            raise KeyboardInterrupt
+        save_image(folder, row, image)
+
+    weak = brighten(8)
+    with pytest.raises(KeyboardInterrupt):
+        brighten(64, save=stop)
+    assert not (tmp_path / "light.json").exists()
+    assert brighten(8) == weak
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_parts_of_other_settings_go_when_an_attack_begins(tmp_path):
+    mine, other, longer = (
+        folders.parts_of(tmp_path, name, digest, "png", 4)
+        for name, digest in (("away", "a" * 64), ("away", "b" * 64), ("away_far", "b" * 64))
+    )
+    images = tmp_path / "away"
+    for folder in (mine, other, longer, images):
+        folder.mkdir()
+    record = tmp_path / "away.json"
+    record.write_text('{"images_saved": false}')
+    folders.begin(tmp_path, "away", mine, save_images=True)
+    assert mine.is_dir() and images.is_dir() and longer.is_dir() and not other.exists()
+    # One that begins anew keeps no images, and no record that claims them.
+    folders.begin(tmp_path, "away", other, save_images=True)
+    assert record.exists() and not mine.exists() and not images.exists()
+    images.mkdir()
+    record.write_text('{"images_saved": true}')
+    folders.begin(tmp_path, "away", other)
+    assert record.exists() and images.is_dir()
+    folders.begin(tmp_path, "away", other, save_images=True)
+    assert not record.exists() and not images.exists() and longer.is_dir()
 
 
 def test_transfer_is_judged_by_every_model(problem, tmp_path):
@@ -579,10 +635,13 @@ def test_one_record_is_made_again_without_the_others(problem, records, tmp_path)
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     (copy / "away.npz").unlink()
+    # What a kill between the record and the removal of its parts leaves.
+    left = folders.parts_of(copy, "towards", first["towards"]["identity"], "png", 8)
+    left.mkdir()
     times = _times(copy)
     again = _evaluate(problem, copy, save_images=True)
     new = {name for name, time in _times(copy).items() if time != times.get(name)}
-    assert new == {"away.json", "away.npz"}
+    assert new == {"away.json", "away.npz"} and not left.exists()
     assert again["away"]["metrics"] == first["away"]["metrics"]
     # Images that are wanted and missing are a reason too, images that are not wanted are none.
     (copy / "away" / "000003.png").unlink()

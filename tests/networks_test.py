@@ -907,6 +907,21 @@ def test_without_pytorch_its_files_are_refused(tmp_path, monkeypatch):
         networks.save_torch_weights(path, _small_variables())
 
 
+@pytest.mark.parametrize("kind", ["npz", "pth", "safetensors"])
+def test_a_write_that_fails_leaves_the_weights_before(tmp_path, monkeypatch, kind):
+    pytest.importorskip({"pth": "torch", "safetensors": "safetensors"}.get(kind, "numpy"))
+    path = tmp_path / f"model.{kind}"
+    path.write_text("old")
+
+    def fail(file):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=rf"{path} cannot be written; .* no space left"):
+        networks.save_torch_weights(path, _small_variables())
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "old")]
+
+
 def test_half_precision_files(tmp_path):
     safetensors = pytest.importorskip("safetensors.flax")
     weights = {

@@ -1,5 +1,7 @@
 """Devices: moving data to and from them, and mapping an update over them."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,3 +145,12 @@ def test_replicas_agree_looks_at_every_device_and_every_bit():
     ones = np.ones((NUM_DEVICES, 3), np.float32)
     different = jax.pmap(diverge, axis_name=parallel.AXIS)(ones)
     assert not parallel.replicas_agree({"same": same, "different": different})
+
+
+def test_a_job_has_the_cpus_it_was_given(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert parallel.num_cpus() == 3
+    # Not every system tells.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert parallel.num_cpus() == 7

@@ -166,6 +166,13 @@ def test_a_finished_run_whose_end_is_damaged_is_trained_to_its_end_again(tmp_pat
         assert saved.restore().step == NUM_STEPS
 
 
+def test_damaged_target_labels_are_named(tmp_path):
+    (tmp_path / "targets.npz").write_bytes(b"PK")
+    message = r"targets\.npz cannot be read \(.*; delete it and start again"
+    with pytest.raises(ValueError, match=message):
+        tasks.run(demo.get_config("smoke").to_dict(), tmp_path)
+
+
 # --- a full disk ---
 
 

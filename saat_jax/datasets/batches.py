@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from saat_jax import parallel
 from saat_jax.datasets import images, lazy
 from saat_jax.datasets.records import Split
 
@@ -14,7 +15,7 @@ Batch = dict[str, np.ndarray]
 Rows = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Stream = Iterator[tuple[np.ndarray, np.ndarray]]
 # Half the cores, but two at least: the rest belong to the network when it runs on the CPU.
-_NUM_THREADS = max(2, (os.cpu_count() or 2) // 2)
+_NUM_THREADS = max(2, parallel.num_cpus() // 2)
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from saat_jax import parallel
 from saat_jax.datasets import images, lazy
 from saat_jax.datasets.records import Dataset, Split
 
@@ -302,7 +303,7 @@ def _inspect(listings: Iterable[_Listing], decode: bool) -> tuple[set[str], set[
         return False
 
     present = [path for path in paths if path not in missing]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(parallel.num_cpus()) as pool:
         found = pool.map(is_corrupt, present)
         # A bar only for those who have to wait.
         progress = tqdm(found, "checking images", len(present), delay=3, leave=False)

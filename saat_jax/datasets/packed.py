@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax import files
+from saat_jax import files, parallel
 from saat_jax.datasets import images, lazy
 from saat_jax.datasets.records import Dataset, Split
 
@@ -67,7 +67,7 @@ def pack_images(dataset: Dataset, folder: str, *, shard_size: int = 4096) -> boo
 
     record = lazy.require("array_record.python.array_record_module")
     progress = lazy.require("tqdm").tqdm(total=len(paths), desc="packing", delay=3, leave=False)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, progress:
+    with concurrent.futures.ThreadPoolExecutor(parallel.num_cpus()) as pool, progress:
         for number, start in enumerate(range(0, len(paths), shard_size)):
             part = paths[start : start + shard_size]
             if not _shard(place, number).is_file():

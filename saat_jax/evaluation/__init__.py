@@ -19,8 +19,8 @@ from saat_jax.evaluation.records import (
     batches_from,
     evaluate,
     gather_knowledge,
-    transfer,
 )
+from saat_jax.evaluation.transfer import transfer
 
 __all__ = [
     "ATTACKS",

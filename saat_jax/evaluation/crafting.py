@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ def encode(
     title: str = "encode",
     progress: bool = False,
 ) -> np.ndarray:
-    """Encodes a split. `[size, num_bits]` float32 in {-1, +1}
+    """Encodes a split. `[size, num_bits]` float32, in {-1, +1} if `binary`
 
     Args:
         encode_fn: maps (variables, images, alpha) to soft codes.
@@ -131,7 +130,7 @@ def attack_queries(
         progress: whether to show the bar.
 
     Raises:
-        RuntimeError: if an image left the ball or [0, 1].
+        ArithmeticError: if an image left the ball or [0, 1].
     """
     size = len(guides.rows)
     judges = {
@@ -222,9 +221,8 @@ def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
     found: list[dict[str, np.ndarray]] = []
     while (path := folder / f"{len(found):06d}.npz").is_file():
         try:
-            with path.open("rb") as file, np.load(file) as part:
-                found.append(dict(part))
-        except (zipfile.BadZipFile, ValueError):
+            found.append(files.read_arrays(path))
+        except ValueError:
             # Damaged on the disk: this batch and those after it are attacked again.
             break
     return found
@@ -249,7 +247,7 @@ def _audit(images: np.ndarray, adversarial: np.ndarray, epsilon: float | None) -
     inside = np.abs(adversarial - images).max(initial=0) <= radius + 1e-5
     in_range = adversarial.min(initial=0) >= 0 and adversarial.max(initial=1) <= 1
     if not (np.isfinite(adversarial).all() and inside and in_range):
-        raise RuntimeError(
+        raise ArithmeticError(
             f"the attack left the ball of radius {radius:.6g} or the range [0, 1] (largest "
             f"change {np.abs(adversarial - images).max():.6g}); its result is not reported"
         )

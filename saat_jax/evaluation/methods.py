@@ -250,6 +250,11 @@ class AttackSettings:
             raise ValueError(f"num_steps must not be negative, got {options['num_steps']}")
         if "loss" in options:
             attacks.code_loss(options["loss"], targeted=targeted)
+            if options["loss"] == "pooled":
+                raise ValueError(
+                    "loss 'pooled' makes an image depend on its batch mates, the records of a "
+                    "suite must not; take 'focused', or call the attack's function with it"
+                )
         if "direction" in options:
             attacks.check_direction(options["direction"])
         anneal = options.get("anneal", False)

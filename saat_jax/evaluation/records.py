@@ -9,9 +9,7 @@ without an attack. A record that exists with the same identity is not made again
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +19,8 @@ import numpy as np
 
 import saat_jax
 from saat_jax import datasets, files, hamming, networks
-from saat_jax.evaluation.crafting import AttackResult, Batches, Encoder, attack_queries, encode
+from saat_jax.evaluation import folders
+from saat_jax.evaluation.crafting import AttackResult, Batches, attack_queries, encode
 from saat_jax.evaluation.methods import AttackSettings, Guides, Knowledge, Learned
 from saat_jax.evaluation.protocol import Protocol
 
@@ -121,9 +120,15 @@ def evaluate(
 
     Returns:
         The records by name, "benign" first.
+
+    Raises:
+        ArithmeticError: if an attacked image left the ball or [0, 1], or a code is not finite.
+        OSError: if a record cannot be written, as on a full disk.
+        ValueError: if an image cannot be read, a record is no JSON, or an attack lacks the network
+            trained for it.
     """
     folder = pathlib.Path(folder)
-    common = {"model": folder.name, **_circumstances(dataset, protocol)}
+    common = {"model": folder.name, **circumstances(dataset, protocol)}
     # Hashed once: what all records share.
     shared = {
         "model": identity,
@@ -132,20 +137,22 @@ def evaluate(
         "common": common,
         "examples": num_examples,
     }
-    plan = {"benign": _digest({**shared, "settings": None})}
+    plan = {"benign": folders.digest_of({**shared, "settings": None})}
     for name, attack in suite.items():
         trained = (learned or {}).get(attack.learned)
         made_from = {"settings": attack.asdict(), "learned": trained and trained.identity}
-        plan[name] = _digest({**shared, **made_from})
+        plan[name] = folders.digest_of({**shared, **made_from})
     records = {}
     for name, digest in plan.items():
-        record = _finished(folder / f"{name}.json", digest)
+        record = folders.finished(folder / f"{name}.json", digest)
         if record is None or not (folder / f"{name}.npz").is_file():
             continue
-        # Images of this very attack, and all of them.
         has_images = record["images_saved"] and _num_images(folder / name) == len(dataset.query)
         if has_images or not (save_images and name in suite):
             records[name] = record
+            # What a kill has left of an attack that is done, unless its images are not.
+            of_images = folders.parts_of(folder, name, digest, "png", batch_size)
+            folders.remove_parts(folder, name, None if has_images else of_images)
     if len(records) == len(plan):
         return records
 
@@ -194,9 +201,9 @@ def evaluate(
         if name in records:
             continue
         guides = attack.guides(known)
-        # Parts of another attack, or in other batches, are not this one's.
         kind = "png" if save_images else "codes"
-        parts = folder / f".{name}-{plan[name][:16]}-{kind}-{_share(batch_size)}"
+        parts = folders.parts_of(folder, name, plan[name], kind, batch_size)
+        folders.begin(folder, name, parts, save_images=save_images)
         result = attack_queries(
             encode_fn,
             variables,
@@ -206,7 +213,7 @@ def evaluate(
             seed=protocol.seed,
             example_rows=rows,
             save=functools.partial(_save_image, folder / name) if save_images else None,
-            parts=parts,
+            parts=parts / str(jax.process_index()),
             title=f"attack {name}",
             progress=progress,
         )
@@ -224,120 +231,11 @@ def evaluate(
             images_saved=save_images,
             seconds_per_image=result.seconds_per_image,
         )
-        shutil.rmtree(parts)
+        folders.remove_parts(folder, name)
     return {name: records[name] for name in plan}
 
 
-def transfer(
-    models: Mapping[str, Encoder],
-    dataset: datasets.Dataset,
-    suite: Mapping[str, AttackSettings],
-    target_labels: np.ndarray,
-    *,
-    protocol: Protocol,
-    folder: str | pathlib.Path,
-    identities: Mapping[str, dict[str, Any]],
-    batch_size: int,
-    learned: Mapping[str, Mapping[str, Learned]] | None = None,
-    progress: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Crafts images on each model and judges them on all: the transfer matrix of each attack.
-
-    One file for each attack, `<folder>/<attack>.json`; its "matrix" maps source and target to
-    the metric, "benign" maps target to that of untouched queries. What was there with the same
-    identity is not made again, source by source.
-
-    Args:
-        models: the models by name; their codes may differ in length.
-        dataset: as of `evaluate`, the same for all models.
-        suite: the attacks by the name of their matrix.
-        target_labels: `[num_queries, num_classes]`, one draw for all.
-        protocol: how to measure.
-        folder: where the matrices go.
-        identities: what made each model.
-        batch_size: images in a batch.
-        learned: by model, as of `evaluate`.
-        progress: whether to show progress bars.
-
-    Returns:
-        The matrices by attack.
-
-    Reference:
-        ProS-GAN, Tables 3 and 5 to 7.
-    """
-    folder = pathlib.Path(folder)
-    known = {
-        name: gather_knowledge(
-            *model,
-            dataset,
-            target_labels,
-            seed=protocol.seed,
-            batch_size=batch_size,
-            learned=(learned or {}).get(name),
-            progress=progress,
-        )
-        for name, model in models.items()
-    }
-    common = _circumstances(dataset, protocol)
-    shared = {
-        "models": dict(identities),
-        "data": dataset.fingerprint(),
-        "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
-        "common": common,
-    }
-    tables = {}
-    for name, attack in suite.items():
-        trained = {
-            model: networks_of[attack.learned].identity
-            for model, networks_of in (learned or {}).items()
-            if attack.learned in networks_of
-        }
-        digest = _digest({**shared, "settings": attack.asdict(), "learned": trained})
-        path = folder / f"{name}.json"
-        table = _finished(path, digest) or {
-            **common,
-            "attack": name,
-            "metric": _metric(attack.targeted),
-            "settings": attack.asdict(),
-            "benign": {
-                target: _map(
-                    protocol, known[target], hamming.binarize(k.soft_codes), attack.targeted
-                )
-                for target, k in known.items()
-            },
-            "matrix": {},
-            "identity": digest,
-        }
-        for source, (encode_fn, variables) in models.items():
-            if source in table["matrix"]:
-                continue
-            crafted_on = _digest({"matrix": digest, "source": source})
-            parts = folder / f".{name}-{crafted_on[:16]}-{_share(batch_size)}"
-            result = attack_queries(
-                encode_fn,
-                variables,
-                batches_from(dataset, dataset.query, batch_size),
-                attack.guides(known[source]),
-                attack,
-                seed=protocol.seed,
-                others={target: model for target, model in models.items() if target != source},
-                parts=parts,
-                title=f"attack {name} on {source}",
-                progress=progress,
-            )
-            codes = {**result.transferred, source: result.codes}
-            table["matrix"][source] = {
-                target: _map(protocol, known[target], codes[target], attack.targeted)
-                for target in models
-            }
-            if jax.process_index() == 0:
-                files.write_json(path, table)
-            shutil.rmtree(parts)
-        tables[name] = table
-    return tables
-
-
-def _circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, Any]:
+def circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, Any]:
     """What all records of a run say of how they were made."""
     return {
         "protocol": {
@@ -356,16 +254,13 @@ def _circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, A
     }
 
 
-def _share(batch_size: int) -> str:
-    """Tells apart how the queries are batched and spread over processes."""
-    return f"{batch_size}-{jax.process_index()}-of-{jax.process_count()}"
-
-
-def _metric(targeted: bool) -> str:
+def metric_of(targeted: bool) -> str:
+    """The name of the metric of an aim."""
     return "t_map" if targeted else "map"
 
 
-def _map(protocol: Protocol, known: Knowledge, codes: Any, targeted: bool) -> float:
+def map_of(protocol: Protocol, known: Knowledge, codes: Any, targeted: bool) -> float:
+    """MAP, or t-MAP if targeted, of the queries' codes."""
     return protocol.map_at_k(
         np.asarray(codes), known.database_codes, known.aim(targeted), known.database_labels
     )
@@ -378,17 +273,17 @@ def _score(
     curves = protocol.curves(
         codes, known.database_codes, known.aim(targeted), known.database_labels
     )
-    return {_metric(targeted): _map(protocol, known, codes, targeted)}, curves
+    return {metric_of(targeted): map_of(protocol, known, codes, targeted)}, curves
 
 
 def _bounds(
     protocol: Protocol, known: Knowledge, guides: Guides, result: AttackResult, *, targeted: bool
 ) -> dict[str, float]:
     """What the attack reaches as 8-bit images, and what it would at best."""
-    metric = _metric(targeted)
-    metrics = {f"{metric}_8bit": _map(protocol, known, result.rounded_codes, targeted)}
+    metric = metric_of(targeted)
+    metrics = {f"{metric}_8bit": map_of(protocol, known, result.rounded_codes, targeted)}
     if guides.theory is not None:
-        metrics[f"theory_{metric}"] = _map(protocol, known, guides.theory, targeted)
+        metrics[f"theory_{metric}"] = map_of(protocol, known, guides.theory, targeted)
     return metrics
 
 
@@ -429,15 +324,3 @@ def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
 
 def _num_images(folder: pathlib.Path) -> int:
     return sum(1 for _ in folder.glob("*.png"))
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(path: pathlib.Path, identity: str) -> dict[str, Any] | None:
-    """A record already made for the same model, data and settings, or None."""
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    return record if record.get("identity") == identity else None

@@ -15,6 +15,8 @@ import flax
 import jax.numpy as jnp
 import numpy as np
 
+from saat_jax import files
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # Second names in the state dicts of the released VGG and ResNet, which export writes too.
 _RELEASED = (
@@ -214,16 +216,18 @@ def save_torch_weights(path: str | pathlib.Path, variables: Mapping[str, Any]) -
     """Writes `to_torch_weights` to a `.pth`, `.pt`, `.safetensors` or `.npz` file.
 
     Raises:
+        OSError: if the file cannot be written, as on a full disk; one that was there is kept.
         ValueError: if the file is to be of another kind, or the package for it is absent.
     """
     path = pathlib.Path(path)
     if path.suffix not in _KINDS:
         raise ValueError(f"expected a file of kind {_KINDS}, got {path}")
     weights = to_torch_weights(variables)
-    if path.suffix == ".npz":
-        np.savez(path, **weights)  # type: ignore[arg-type]
-    elif path.suffix == ".safetensors":
-        _optional("safetensors.numpy", path).save_file(weights, path)
-    else:
-        torch = _optional("torch", path)
-        torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, path)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".npz":
+            np.savez(file, **weights)  # type: ignore[arg-type]
+        elif path.suffix == ".safetensors":
+            file.write(_optional("safetensors.numpy", path).save(weights))
+        else:
+            torch = _optional("torch", path)
+            torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, file)

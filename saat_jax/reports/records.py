@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from saat_jax import files
 
 Record = dict[str, Any]
 Examples = dict[str, np.ndarray]
@@ -200,21 +201,14 @@ def _parse(text: str, place: str) -> dict[str, Any]:
 
 def _load_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads one JSON object a line."""
-    text = path.read_text(encoding="utf-8")
-    # A line without its end was cut by a kill; the resumed run writes its step again.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    # A resumed run writes again the line that was cut.
+    lines = enumerate(files.whole_lines(path), 1)
+    return [_parse(line, f"{path}, line {number}") for number, line in lines]
 
 
 def load_examples(path: pathlib.Path) -> Examples:
     """Reads a record's arrays of a few queries; ValueError says what is wrong with them."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            examples = dict(arrays)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); delete it and its .json and evaluate again"
-        ) from error
+    examples = files.read_arrays(path)
     absent = [name for name in _EXAMPLE_ARRAYS if name not in examples]
     if absent:
         raise ValueError(f"{path} lacks the arrays {absent}; delete it and evaluate again")
