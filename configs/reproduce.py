@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if small:
         words[1], words[3] = "lists", "convnet"
     config = train_hash.get_config(",".join([*words[1:5], paper]))
-    config.task = "chain"
+    config.task = "chain" if paper == "saat" else "compare_attacks"
     config.defenses = _defenses() if paper == "saat" else {}
     config.attacks.update(_further_attacks(paper))
     config.learned.update(_generators(config.learned.prosgan.to_dict()))
@@ -102,14 +102,14 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
     )
     config.model.widths = _SMALL_WIDTHS[network]
     common.use_adam(config)
-    config.pretrain.update(num_epochs=12, evaluate_every=12)
+    config.pretrain.update(num_epochs=10, evaluate_every=10)
     for stage in config.defenses.values():
-        stage.update(num_epochs=6, evaluate_every=6)
+        stage.update(num_epochs=4, evaluate_every=4)
         if stage.name == "atrdh":
             stage.state.hidden_width = 256
     for name in ("tha", "prosgan_prototypes"):
         config.learned[name].update(num_epochs=4, steps_per_epoch=50, hidden_width=256)
     for name in ("prosgan", *grid.GENERATORS):
-        config.learned[name].update(num_epochs=6, base_width=8, evaluate_every=6)
+        config.learned[name].update(num_epochs=4, base_width=8, evaluate_every=4)
         config.learned[name].schedule.learning_rate = 1e-3
     config.evaluation.batch_size = 32

@@ -40,6 +40,9 @@ def main(argv: list[str]) -> None:
     """Checks the flags, starts JAX and hands the config to its task."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; settings are --config.NAME=VALUE")
+    places = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not _DISTRIBUTED.value and places != (None, None, None):
+        raise app.UsageError("--coordinator, --num_processes and --process_id need --distributed")
     config = _CONFIG.value.to_dict()
     start_jax(config["precision"], _CACHE.value)
 
@@ -48,8 +51,14 @@ def main(argv: list[str]) -> None:
     from saat_jax import parallel
 
     if _DISTRIBUTED.value:
-        parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        parallel.start(*places)
     tasks.run(config, str(_WORKDIR.value))
+
+
+def _with_cpu_flag(flags: str) -> str:
+    """XLA's flags and that of its own code on CPUs, unless they have it."""
+    name = "--xla_cpu_experimental_ynn_fusion_type"
+    return flags if name in flags else f"{flags} {name}=individual_dot".strip()
 
 
 def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
@@ -64,7 +73,7 @@ def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
     # at their gradients by kernels; for matrix products it stays. An XLA that does not know the
     # flag would refuse to start.
     if metadata.version("jaxlib").startswith("0.10."):
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=individual_dot")
+        os.environ["XLA_FLAGS"] = _with_cpu_flag(os.environ.get("XLA_FLAGS", ""))
     logging.getLogger().setLevel(logging.WARNING)
     # Orbax warns that a folder opened for reading is only read, and prints the traceback of a save
     # that failed in the background above the message that says what to do.

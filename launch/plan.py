@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ import jax
 
 from configs import reproduce as cells
 from launch.grid import Measurement, Model
-from saat_jax import checkpoints, generative, networks
-
-Config = dict[str, Any]
+from launch.run import LEARNERS, Config, decisive, latest_record, settings_identity
+from launch.stages import weights_digest
+from saat_jax import evaluation, generative, networks, training
 
 # Queries, database and training images of both papers, for the estimate of the cost.
 _SIZES = {
@@ -94,7 +95,11 @@ class Job:
     def config(
         self, model: Model, seed: int, forms: Iterable[str] = (), attacks: Iterable[str] = ()
     ) -> Config:
-        """The config of a network, with these of its forms and attacks."""
+        """The config of a network, with these of its forms and attacks.
+
+        Raises:
+            ValueError: if it has no such setting as one of the command.
+        """
         words = [str(word) for word in dataclasses.astuple(self.stand_in(model))]
         config = cells.get_config(",".join(words + ["small"] * self.small))
         config.seed = seed
@@ -105,7 +110,15 @@ class Job:
             config.data.root = root or ""
             if self.weights:
                 config.model.weights = str(find_weights(self.weights, model.network))
-        config.update_from_flattened_dict(self.settings)
+        config.lock()
+        for name, value in self.settings.items():
+            try:
+                config.update_from_flattened_dict({name: value})
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"--set {name}={value!r} does not fit the config of {model.name}: "
+                    f"{error.args[0]}"
+                ) from error
         plain: Config = config.to_dict()
         plain["defenses"] = {name: plain["defenses"][name] for name in forms}
         plain["attacks"] = {name: plain["attacks"][name] for name in attacks}
@@ -182,31 +195,97 @@ def plan(job: Job, wanted: Sequence[Measurement]) -> list[Stage]:
     return stages
 
 
-def is_done(job: Job, stage: Stage) -> bool:
-    """Whether a stage has left what it is for; the runs themselves look more closely."""
-    folder = job.folder(stage.run)
-    if stage.action in ("train", "harden"):
-        place = folder / "models" / stage.form / "checkpoints"
-        if not place.is_dir():
-            return False
-        with checkpoints.CheckpointFolder(place, read_only=True) as saved:
-            record = saved.record()
-        return record is not None and record["step"] == record["num_steps"]
-    if stage.action == "judge":
-        records = folder / "records" / stage.form
-        return all((records / f"{name}.json").is_file() for name in (*stage.attacks, "benign"))
-    return all(
-        len(json.loads(path.read_text())["matrix"]) == len(stage.models)
-        if (path := folder / "transfer" / f"{attack}.json").is_file()
-        else False
-        for attack in stage.attacks
-    )
-
-
 def attacks_of(stages: Iterable[Stage]) -> list[str]:
     """The attacks of some stages, each once."""
     names = dict.fromkeys(name for stage in stages for name in stage.attacks)
     return [name for name in names if name != "benign"]
+
+
+def is_done(job: Job, stage: Stage) -> bool:
+    """Whether a stage has left what it is for.
+
+    Where files have moved it is not, and the run itself looks whether they are the same.
+
+    Raises:
+        ValueError: if the folder was made with other settings, naming the first.
+    """
+    names, form = attacks_of([stage]), stage.form or "pretrained"
+    forms = [form] * (form != "pretrained")
+    configs = [job.config(model, stage.seed, forms, names) for model in stage.models]
+    folder, config, times = job.folder(stage.run), configs[0], []
+    for model, own in zip(stage.models, configs, strict=True):
+        place = job.folder(job.run_name(model, stage.seed))
+        times.append(_time_trained(place, form, own))
+        _check_learned(place / "learned" / form, config)
+    done = None not in times and _has_same_data(folder, config)
+    if stage.action in ("train", "harden"):
+        return done
+    records = folder / ("transfer" if stage.action == "transfer" else f"records/{form}")
+    for name in [*names, *["benign"] * (stage.action == "judge")]:
+        path = records / f"{name}.json"
+        if not path.is_file():
+            done = False
+            continue
+        record = json.loads(path.read_text())
+        _check_record(path, record, config)
+        whole = len(record.get("matrix", stage.models)) == len(stage.models)
+        # What is older than the model is of another one.
+        done = done and whole and path.stat().st_mtime >= max(filter(None, times))
+    return done
+
+
+def _has_same_data(folder: pathlib.Path, config: Config) -> bool:
+    """Whether a folder is of data of the same place, judged alike; ValueError if of others."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    stored, wanted = json.loads(path.read_text()), json.loads(json.dumps(config))
+    roots = [config["data"].pop("root", None) for config in (stored, wanted)]
+    training.check_identity(stored, {"data": wanted["data"]}, folder)
+    return roots[0] == roots[1] and stored["evaluation"] == wanted["evaluation"]
+
+
+def _time_trained(folder: pathlib.Path, form: str, config: Config) -> float | None:
+    """When a model was trained to its end; None if it is not, or began with other weights."""
+    place = folder / "models" / form
+    record = latest_record(place)
+    if record is None:
+        return None
+    found, wanted = record["identity"], settings_identity(config)
+    if form != "pretrained":
+        defense = decisive(config["defenses"][form])
+        training.check_identity(found, {**wanted, "defense": defense}, place)
+        found = found["pretrained"]
+    pretrain = decisive(config["pretrain"])
+    training.check_identity(found, {**wanted, "pretrain": pretrain}, place)
+    if record["step"] < record["num_steps"]:
+        return None
+    if found["weights"] != weights_digest(config["model"]["weights"], place):
+        return None
+    return max(path.stat().st_mtime for path in (place / "checkpoints" / "latest").iterdir())
+
+
+def _check_learned(folder: pathlib.Path, config: Config) -> None:
+    for attack in config["attacks"].values():
+        if attack["attack"] in LEARNERS:
+            sections = (*LEARNERS[attack["attack"]], attack.get("learned", attack["attack"]))
+            for name in sections:
+                if record := latest_record(folder / name):
+                    wanted = {"learned": decisive(config["learned"][name])}
+                    training.check_identity(record["identity"], wanted, folder / name)
+
+
+def _check_record(path: pathlib.Path, record: Config, config: Config) -> None:
+    protocol = dict(config["evaluation"]["protocol"])
+    protocol |= {name: config[name] for name in ("seed", "precision")}
+    attack = config["attacks"].get(path.stem)
+    settings = evaluation.AttackSettings.create(**attack).asdict() if attack else None
+    found = {name: record["protocol"].get(name) for name in protocol}
+    training.check_identity(
+        {"protocol": found, "attacks": {path.stem: record["settings"]}},
+        {"protocol": protocol, "attacks": {path.stem: settings}},
+        path,
+    )
 
 
 def cost(job: Job, stage: Stage) -> float:
@@ -252,12 +331,13 @@ def _sizes(model: Model, config: Config) -> tuple[int, int, int]:
     data = config["data"]
     if data["source"] == "digits":
         return data["num_query"], data["num_database"], data["num_train"]
-    lists = (pathlib.Path(data["root"]) / f"{split}_label.txt" for split in _SPLITS)
-    queries, database, train = (sum(1 for _ in path.open()) for path in lists)
-    return queries, database, train
-
-
-_SPLITS = ("test", "database", "train")
+    counts = []
+    for split in ("test", "database", "train"):
+        # Of either format, see saat_jax/datasets/manifests.py.
+        paths = [pathlib.Path(data["root"]) / f"{split}{end}.txt" for end in ("_label", "")]
+        with (paths[0] if paths[0].is_file() else paths[1]).open("rb") as file:
+            counts.append(sum(1 for _ in file))
+    return counts[0], counts[1], counts[2]
 
 
 @functools.cache
@@ -300,7 +380,7 @@ def show_plan(job: Job, stages: Sequence[Stage], *, teraflops: float) -> str:
 def commands(stages: Sequence[Stage], argv: Sequence[str]) -> str:
     """One command per run, those that others wait for first."""
     passed = [word for word in argv if word not in ("--commands", "--dry-run")]
-    base = " ".join(["python -m launch.reproduce", *passed])
+    base = shlex.join(["python", "-m", "launch.reproduce", *passed])
     runs = dict.fromkeys(stage.run for stage in stages if stage.action != "transfer")
     transfers = dict.fromkeys(stage.run for stage in stages if stage.action == "transfer")
     lines = ["# 1. side by side", *(f"{base} --only {run}" for run in runs)]

@@ -120,7 +120,8 @@ def _is_done(output: pathlib.Path, settings: Mapping[str, Any]) -> bool:
 
 def pack(options: argparse.Namespace) -> str:
     """Packs the images of lists; says what was done."""
-    dataset = datasets.load_lists(
+    dataset = datasets.load_dataset(
+        source="lists",
         root=options.root,
         image_size=options.image_size,
         resize=options.resize,

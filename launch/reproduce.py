@@ -6,9 +6,10 @@ r"""Makes the tables and figures of both papers, beside the published numbers.
     ... --dry-run      shows what would be done, and what it would cost
     ... --commands     prints one command for each network, for a cluster's array jobs
 
-What tables share is done once; what is done is skipped; what was stopped goes on. The result is
-<workdir>/index.html with all tables (also Markdown and CSV), figures (PNG and SVG) and the papers'
-claims; each network's own run, with its report, is in <workdir>/runs.
+What tables share is done once; what is done is skipped, and refused if made with other settings;
+what was stopped goes on. The result is <workdir>/index.html with all tables (also Markdown and
+CSV), figures (PNG and SVG) and the papers' claims; each network's own run, with its report, is in
+<workdir>/runs.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Runner:
     def __init__(self, job: Job, planned: Sequence[Stage]):
         self.job = job
         self._planned = planned
-        self._runs: dict[str, Run] = {}
+        self._last: tuple[str, Run] | None = None
         self._data: tuple[str, Any] | None = None
 
     def __call__(self, stage: Stage) -> None:
@@ -60,9 +61,9 @@ class Runner:
             reports.write_report(run.workdir)
 
     def _run(self, stage: Stage) -> Run:
-        if stage.run not in self._runs:
+        if self._last is None or self._last[0] != stage.run:
             # A run compiles programs of its own: those of the last are in the way.
-            self._runs.clear()
+            self._last = None
             jax.clear_caches()
             own = [s for s in self._planned if s.run == stage.run]
             config = self.job.config(
@@ -71,8 +72,8 @@ class Runner:
                 forms=[s.form for s in own if s.action == "harden"],
                 attacks=attacks_of(own),
             )
-            self._runs[stage.run] = self._with_data(config, self.job.folder(stage.run))
-        return self._runs[stage.run]
+            self._last = stage.run, self._with_data(config, self.job.folder(stage.run))
+        return self._last[1]
 
     def _transfer_run(self, stage: Stage) -> Run:
         config = self.job.config(stage.models[0], stage.seed, attacks=stage.attacks)
@@ -184,12 +185,18 @@ def _drawn(job: Job, figure: grid.Figure) -> reports.Figure:
     return reports.Figure(figure.id, figure.title, panels, figure.note)
 
 
-def _provenance(job: Job) -> dict[str, str]:
+def _commit() -> str:
     # Not the installed package's: the code that runs.
     here = pathlib.Path(__file__).parent
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _provenance(job: Job) -> dict[str, str]:
     devices = jax.devices()
     return {
         "protocol": "saat: MAP@5000, disjoint targets; prosgan: MAP of the whole database, "
@@ -198,7 +205,7 @@ def _provenance(job: Job) -> dict[str, str]:
         "seeds": ", ".join(map(str, job.seeds)),
         "hardware": f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}",
         "versions": f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "settings": json.dumps(job.settings) if job.settings else "as in configs/reproduce.py",
     }
 
@@ -225,7 +232,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--table", action="append", required=True, help=f"one of {' '.join(ids)}, or all")
     add("--workdir", required=True, type=pathlib.Path, help="folder of the site and its runs")
     add("--scale", choices=("full", "small"), default="full", help="small is for a CPU")
-    add("--root", action="append", default=[], help="SET=FOLDER of lists: flickr25k, nuswide, coco")
+    sets = [*grid.DATASETS.values(), "small"]
+    add("--root", action="append", default=[], help=f"SET=FOLDER of lists: {', '.join(sets)}")
     add("--weights", type=pathlib.Path, help="folder of pretrained weights, such as vgg11.pth")
     add("--seeds", type=int, nargs="+", default=[0], help="one run of everything for each")
     add(
@@ -244,6 +252,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown table {unknown[0]!r}; expected one of {', '.join(ids)}, or all")
     if wrong := [pair for pair in options.root + options.set if "=" not in pair]:
         parser.error(f"expected NAME=VALUE, got {wrong[0]!r}")
+    if absent := [pair for pair in options.root if pair.partition("=")[0] not in sets]:
+        parser.error(f"--root {absent[0]} is of no known set; expected one of {', '.join(sets)}")
     options.table = ids if "all" in options.table else list(dict.fromkeys(options.table))
     return options
 
@@ -269,7 +279,7 @@ def run_all(job: Job, planned: Sequence[Stage], only: str | None) -> list[str]:
     mine = [stage for stage in planned if only in (None, stage.run)]
     todo = [stage for stage in mine if not is_done(job, stage)]
     weights = {stage.title: cost(job, stage) for stage in todo}
-    failed: dict[str, str] = {}
+    failed: dict[tuple[str, str], str] = {}
     runner, start, spent = Runner(job, planned), time.monotonic(), 0.0
     print(f"{len(mine)} stages, {len(mine) - len(todo)} of them done")
     for number, stage in enumerate(todo, 1):
@@ -277,14 +287,17 @@ def run_all(job: Job, planned: Sequence[Stage], only: str | None) -> list[str]:
         rest = past * (sum(weights.values()) - spent) / spent if spent else 0
         times = f"{past / 60:.0f} min, about {rest / 60:.0f} left"
         print(f"\n[{number}/{len(todo)}] {stage.title}; {times}")
-        broken = failed.keys() & {job.run_name(model, stage.seed) for model in stage.models}
+        needed = {(job.run_name(model, stage.seed), "pretrained") for model in stage.models}
+        # A model that others need, or records.
+        made = stage.form if stage.action in ("train", "harden") else stage.title
         try:
-            if broken:
-                raise ValueError(f"{min(broken)} failed")
+            if broken := failed.keys() & {*needed, (stage.run, stage.form)}:
+                raise ValueError(f"{' '.join(min(broken))} failed")
             runner(stage)
-        except (ValueError, ArithmeticError, OSError) as error:
-            failed[stage.run] = f"{stage.title}: {type(error).__name__}: {error}"
-            print(failed[stage.run], file=sys.stderr)
+        # Out of memory is a RuntimeError.
+        except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+            failed[stage.run, made] = f"{stage.title}: {type(error).__name__}: {error}"
+            print(failed[stage.run, made], file=sys.stderr)
         spent += weights[stage.title]
     return list(failed.values())
 
@@ -313,7 +326,11 @@ def main(argv: Sequence[str]) -> int:
         print(show_plan(job, planned, teraflops=options.teraflops))
         return 0
     failed = []
-    if not options.collect:
+    if options.collect:
+        for stage in planned:
+            # Refuses what was made with other settings.
+            is_done(job, stage)
+    else:
         _check_roots(job, planned)
         failed = run_all(job, planned, options.only)
     if not options.only:
@@ -326,5 +343,5 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except ValueError as error:
+    except (ValueError, ArithmeticError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -10,8 +10,10 @@
 """
 
 import functools
+import inspect
 import json
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +28,10 @@ from saat_jax import (
     defenses,
     evaluation,
     files,
+    generative,
     networks,
     objectives,
+    prototypes,
     training,
 )
 
@@ -47,7 +51,8 @@ class Run:
         config: plain nested dict, as `configs/` make it.
         workdir: folder of the run.
         data: if loaded already; by default that of the config.
-        guest: whether another run borrows this one's models, and must leave its folder as it is.
+        guest: whether another run borrows this one's models, and must leave its folder as it is
+            but for learned/.
 
     Raises:
         ValueError: if the data or a setting of the config is wrong.
@@ -64,11 +69,23 @@ class Run:
         self.config = config
         self._guest = guest
         self.workdir = pathlib.Path(workdir).absolute()
-        _check_numbers(config)
+        self.suite = {
+            name: evaluation.AttackSettings.create(**settings)
+            for name, settings in config["attacks"].items()
+        }
+        learners = _learners(config, self.suite)
+        stages = {
+            "pretrain": config["pretrain"],
+            **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
+            **{f"learned.{name}": config["learned"][name] for name in learners},
+        }
+        _check_numbers({**stages, "evaluation": config["evaluation"]})
         model = self.network(config["model"])
         self.objective = objectives.create_objective(**config["objective"])
-        for stage in _stages(config).values():
-            _, optimizer = make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
+        optimizers = {
+            place: make_optimizer(stage, num_epochs=1, steps_per_epoch=1)[1]
+            for place, stage in stages.items()
+        }
         for name, stage in config["defenses"].items():
             if stage["first_bank"] not in ("eval", "train"):
                 raise ValueError(
@@ -76,31 +93,41 @@ class Run:
                     f"{stage['first_bank']!r}"
                 )
             make_update = look_up(defenses.DEFENSES, stage["name"], "defence")
+            _check_options(f"defenses.{name}", make_update, stage["options"])
+            optimizer = optimizers[f"defenses.{name}"]
             make_update(model, self.objective, optimizer, seed=0, **stage["options"])
         self.protocol = evaluation.Protocol(
             **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
         )
-        self.suite = {
-            name: evaluation.AttackSettings.create(**settings)
-            for name, settings in config["attacks"].items()
-        }
-        for attack in self.suite.values():
-            sections = [*LEARNERS.get(attack.attack, ()), attack.learned]
-            absent = [s for s in sections if s not in config["learned"]]
-            if attack.attack in LEARNERS and absent:
-                raise ValueError(
-                    f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
-                    "configs/attacks.py has them"
-                )
         self.data = data or load_data(config)
         # One image's state tells whether bits and classes suit the objective.
         state = self.first_objective_state(self.data.train.labels[:1])
-        scaled = [n for n, stage in config["learned"].items() if stage.get("training_scale")]
+        scaled = [place for place, stage in stages.items() if stage.get("training_scale")]
         if state.scale is None and scaled:
             raise ValueError(
-                f"learned.{scaled[0]}.training_scale needs an objective with a tanh scale "
+                f"{scaled[0]}.training_scale needs an objective with a tanh scale "
                 f"(hashnet, hswd), got {config['objective']['name']!r}; set it to False"
             )
+        augmented = [place for place, stage in stages.items() if stage.get("augment")]
+        if augmented and not isinstance(self.data.train.images, np.ndarray | None):
+            raise ValueError(
+                f"{augmented[0]}.augment cannot be True for packed images, which come as packed; "
+                "set it to False, or use the lists"
+            )
+        for name, attack in learners.items():
+            place, stage = f"learned.{name}", config["learned"][name]
+            if attack != "prosgan":
+                _check_options(place, prototypes.prototype_loss, stage["options"])
+                continue
+            _check_options(place, generative.make_gan_update, stage["options"])
+            nets, pair = make_gan(stage, self.data.num_classes), [optimizers[place]] * 2
+            encode_fn = networks.make_encode_fn(model)
+            generative.make_gan_update(
+                *nets, encode_fn, *pair, steps_per_epoch=1, **stage["options"]
+            )
+            first = functools.partial(generative.init_state, image_size=self.data.image_size)
+            # Their sizes without the networks: not every image size will do.
+            jax.eval_shape(functools.partial(first, *nets, *pair, {}), jax.random.key(0))
         for warning in self.data.warnings:
             print(f"note: {warning}")
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -111,11 +138,7 @@ class Run:
     def identity(self) -> Config:
         """What every stage of the run has in common: another value is another run."""
         return {
-            # With `remat` the same network is computed.
-            "model": {k: v for k, v in self.config["model"].items() if k != "remat"},
-            "objective": self.config["objective"],
-            "seed": self.config["seed"],
-            "precision": self.config["precision"],
+            **settings_identity(self.config),
             # Last, as other settings make other data: their names say more.
             "data": self.data.fingerprint(),
         }
@@ -169,9 +192,9 @@ class Run:
         rule = {"protocol": self.protocol.targets, "min_count": self.protocol.min_count}
         made_for = f"{self.identity['data']} seed {self.config['seed']} {rule}"
         if path.is_file():
-            with np.load(path) as file:
-                if str(file["made_for"]) == made_for:
-                    return file["target_labels"]
+            stored = files.read_arrays(path)
+            if str(stored["made_for"]) == made_for:
+                return stored["target_labels"]
         rng = np.random.default_rng(self.config["seed"])
         labels = attacks.select_target_labels(
             self.data.query.labels,
@@ -218,8 +241,39 @@ def load_data(config: Config) -> datasets.Dataset:
     return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
 
 
+def settings_identity(config: Config) -> Config:
+    """What of the settings, beside the data, every stage of a run has in common."""
+    # With `remat` the same network is computed; of the weights their digest is compared, see
+    # `stages.train_hash`, not where they lie.
+    model = {k: v for k, v in config["model"].items() if k != "remat"} | {"weights": ""}
+    return {"model": model, **{k: config[k] for k in ("objective", "seed", "precision")}}
+
+
+def decisive(stage: Config) -> Config:
+    """What of a stage decides its result, and so must stay the same for a run to go on."""
+    return {name: value for name, value in stage.items() if not name.endswith("_every")}
+
+
+def latest_record(folder: pathlib.Path) -> Config | None:
+    """The record of the newest checkpoint of what was trained in a folder; None for none."""
+    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
+        return saved.record()
+
+
+def make_gan(
+    stage: Config, num_classes: int
+) -> tuple[generative.Generator, generative.Discriminator]:
+    """The generator and the discriminator of a section of config.learned."""
+    return generative.Generator(stage["base_width"]), generative.Discriminator(
+        num_classes,
+        class_nodes=stage["class_nodes"],
+        sigmoid=stage["sigmoid"],
+        base_width=stage["base_width"],
+    )
+
+
 def make_optimizer(
-    stage: Config, *, num_epochs: int, steps_per_epoch: int
+    stage: Config, *, num_epochs: int, steps_per_epoch: int, updates: Sequence[int] | None = None
 ) -> tuple[training.Schedule, optax.GradientTransformation]:
     """The learning rate by step, and the optimizer, of a training stage."""
     schedule = training.make_schedule(
@@ -231,6 +285,7 @@ def make_optimizer(
         schedule=schedule,
         num_steps=num_steps,
         accumulate=stage.get("accumulate", 1),
+        updates=updates,
     )
 
 
@@ -241,18 +296,34 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def _stages(config: Config) -> dict[str, Config]:
-    """The sections that train something, by their place in the config."""
-    return {
-        "pretrain": config["pretrain"],
-        **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
-        **{f"learned.{name}": stage for name, stage in config["learned"].items()},
-    }
+def _learners(config: Config, suite: Mapping[str, evaluation.AttackSettings]) -> dict[str, str]:
+    """The sections of config.learned that the task trains, with what each is: an attack, or a
+    PrototypeNet for one.
+    """
+    found: dict[str, str] = {}
+    for attack in suite.values():
+        if attack.attack in LEARNERS:
+            helpers = LEARNERS[attack.attack]
+            found |= dict.fromkeys(helpers, "prototypes") | {attack.learned: attack.attack}
+            if absent := [s for s in (*helpers, attack.learned) if s not in config["learned"]]:
+                raise ValueError(
+                    f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
+                    "configs/attacks.py has them"
+                )
+    # Tasks that attack nothing.
+    return {} if config["task"].startswith(("train", "harden")) else found
 
 
-def _check_numbers(config: Config) -> None:
+def _check_options(place: str, function: Callable[..., Any], options: Config) -> None:
+    """Refuses options that a function does not take."""
+    parameters = inspect.signature(function).parameters.values()
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(f"{place}.options has no {unknown[0]!r}; it takes {sorted(known)}")
+
+
+def _check_numbers(sections: dict[str, Config]) -> None:
     """Refuses counts that would fail only after hours of work."""
-    sections = {**_stages(config), "evaluation": config["evaluation"]}
     for section, values in sections.items():
         for name, value in values.items():
             counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
@@ -264,5 +335,5 @@ def _check_numbers(config: Config) -> None:
             raise ValueError(
                 f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"
             )
-    if (checkpoint := config["evaluation"]["checkpoint"]) not in ("latest", "best"):
+    if (checkpoint := sections["evaluation"]["checkpoint"]) not in ("latest", "best"):
         raise ValueError(f'evaluation.checkpoint must be "latest" or "best", got {checkpoint!r}')

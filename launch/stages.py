@@ -11,7 +11,16 @@ import jax
 import numpy as np
 import optax
 
-from launch.run import Config, Model, Run, look_up, make_optimizer
+from launch.run import (
+    Config,
+    Model,
+    Run,
+    decisive,
+    latest_record,
+    look_up,
+    make_gan,
+    make_optimizer,
+)
 from saat_jax import (
     checkpoints,
     datasets,
@@ -25,11 +34,6 @@ from saat_jax import (
     prototypes,
     training,
 )
-
-
-def _settings(stage: Config) -> Config:
-    """What of a stage decides its result, and so must stay the same for a run to go on."""
-    return {name: value for name, value in stage.items() if not name.endswith("_every")}
 
 
 def _train(
@@ -47,9 +51,7 @@ def _train(
     """Trains to the end of a stage in a folder, unless that is done."""
     title = str(folder.relative_to(run.workdir))
     num_steps = steps_per_epoch * stage["num_epochs"]
-    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
-        latest = saved.record()
-    if latest is not None:
+    if (latest := latest_record(folder)) is not None:
         training.check_identity(latest["identity"], record["identity"], folder)
         if latest["step"] == num_steps:
             print(f"{title}: trained already, {num_steps} steps")
@@ -130,10 +132,39 @@ def _train_hashing_network(
     )
 
 
+def weights_digest(weights: str, folder: pathlib.Path) -> str:
+    """Digests the file that training starts from; a model trained to its end does without it.
+
+    Args:
+        weights: path of the file; empty for none.
+        folder: of the model.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits; empty for none.
+
+    Raises:
+        ValueError: if there is no such file, and training is not done.
+    """
+    if not weights:
+        return ""
+    path = pathlib.Path(weights)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    latest = latest_record(folder)
+    if latest is None or latest["step"] < latest["num_steps"]:
+        raise ValueError(f"expected a file of weights, got {weights}, which does not exist")
+    return latest["identity"]["weights"]
+
+
 def train_hash(run: Run) -> None:
     """Trains the hashing network: model "pretrained"."""
     config, data = run.config, run.data
-    model = run.network(config["model"])
+    model, weights = run.network(config["model"]), config["model"]["weights"]
+    made_from = {
+        "pretrain": decisive(config["pretrain"]),
+        # Its path says nothing of what is in it.
+        "weights": weights_digest(weights, run.folder("pretrained")),
+    }
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         variables = networks.init_variables(
@@ -146,20 +177,9 @@ def train_hash(run: Run) -> None:
         return defenses.init_state(variables, optimizer, state)
 
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
-    weights = config["model"]["weights"]
-    made_from = {
-        "pretrain": _settings(config["pretrain"]),
-        # Its path says nothing of what is in it.
-        "weights": _digest(pathlib.Path(weights)),
-    }
     _train_hashing_network(
         run, "pretrained", config["pretrain"], model, update, make_state, made_from
     )
-
-
-def _digest(path: pathlib.Path) -> str:
-    """Of a file's bytes; empty if there is no such file, which who reads it will say."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _training_codes(run: Run, stage: Config, model: nn.Module, variables: Any) -> np.ndarray:
@@ -221,7 +241,7 @@ def harden(run: Run, name: str) -> None:
     )
     # The step tells the best checkpoint from the latest.
     start = {**pretrained.record["identity"], "step": pretrained.step}
-    made_from = {"pretrained": start, "defense": _settings(stage)}
+    made_from = {"pretrained": start, "defense": decisive(stage)}
     _train_hashing_network(run, name, stage, model, update, make_state, made_from)
 
 
@@ -266,7 +286,7 @@ def _learn_prototypes(
         **run.identity,
         "attacked": found.record["identity"],
         "step": found.step,
-        "learned": _settings(stage),
+        "learned": decisive(stage),
     }
 
     def make_state(optimizer: Any) -> prototypes.PrototypeState:
@@ -315,6 +335,37 @@ def _learn_tha(run: Run, name: str, model: Model, section: str) -> evaluation.Le
     return evaluation.Learned(guides, identity)
 
 
+def _scaled(encode_fn: networks.EncodeFn, scale: Any) -> networks.EncodeFn:
+    """As the released ProS-GAN code sees a HashNet: with tanh's last scale of training."""
+    return lambda variables, images, alpha: encode_fn(variables, images, alpha * scale)
+
+
+def _save_grid(path: pathlib.Path, images: np.ndarray, generated: np.ndarray) -> None:
+    """Three rows of images: as they are, as generated, and the change, eight times as strong."""
+    from PIL import Image
+
+    change = np.clip(0.5 + 8 * (generated - images), 0, 1)
+    rows = [np.concatenate(list(row), axis=1) for row in (images, generated, change)]
+    levels = np.round(255 * np.concatenate(rows)).astype(np.uint8)
+    with files.replacing(path) as temporary:
+        Image.fromarray(levels).save(temporary, format="png")
+
+
+def make_discriminator_optimizer(
+    stage: Config, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The optimizer of the steps, not all of an epoch, in which the discriminator learns."""
+    num_epochs, every = stage["num_epochs"], stage["options"]["discriminator_every"]
+    steps = range(num_epochs * steps_per_epoch)
+    _, optimizer = make_optimizer(
+        stage,
+        num_epochs=num_epochs,
+        steps_per_epoch=steps_per_epoch,
+        updates=[step for step in steps if step % steps_per_epoch % every == 0],
+    )
+    return optimizer
+
+
 def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
     """PrototypeNet first, then generator and discriminator."""
     stage, data = run.config["learned"][section], run.data
@@ -325,15 +376,10 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
     if stage["training_scale"]:
         encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
     folder = run.workdir / "learned" / name / section
-    generator = generative.Generator(stage["base_width"])
-    discriminator = generative.Discriminator(
-        data.num_classes,
-        class_nodes=stage["class_nodes"],
-        sigmoid=stage["sigmoid"],
-        base_width=stage["base_width"],
-    )
+    generator, discriminator = make_gan(stage, data.num_classes)
     steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
-    identity = {**run.identity, "prototypes": made_from, "learned": _settings(stage)}
+    discriminator_optimizer = make_discriminator_optimizer(stage, steps_per_epoch)
+    identity = {**run.identity, "prototypes": made_from, "learned": decisive(stage)}
 
     def semantics_and_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         known: Any = prototypes.encode_labels(net, prototype_params, labels)
@@ -354,6 +400,21 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
             rows = drawn[jax.process_index() * share :][:share]
             yield batch | {name: values[rows] for name, values in table.items()}
 
+    def generate(params: Any, images: Any, semantics: Any) -> Any:
+        return generative.generate(
+            encode_fn,
+            variables,
+            images,
+            semantics,
+            jax.random.key(0),
+            targeted=True,
+            epsilon=None,
+            generator=generator,
+            generator_params=params,
+        )
+
+    encode, generate = jax.jit(encode_fn), jax.jit(generate)
+
     def sample(state: generative.GanState) -> dict[str, float]:
         rows = np.arange(min(8, len(data.query)))
         images = datasets.load_images(
@@ -369,20 +430,6 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
             "sample_rms": float(np.sqrt(np.mean(np.square(generated - images)))),
         }
 
-    def generate(params: Any, images: Any, semantics: Any) -> Any:
-        return generative.generate(
-            encode_fn,
-            variables,
-            images,
-            semantics,
-            jax.random.key(0),
-            targeted=True,
-            epsilon=None,
-            generator=generator,
-            generator_params=params,
-        )
-
-    encode, generate = jax.jit(encode_fn), jax.jit(generate)
     _train(
         run,
         folder,
@@ -393,7 +440,7 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
             discriminator,
             encode_fn,
             optimizer,
-            optimizer,
+            discriminator_optimizer,
             steps_per_epoch=steps_per_epoch,
             **stage["options"],
         ),
@@ -401,7 +448,7 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
             generator,
             discriminator,
             optimizer,
-            optimizer,
+            discriminator_optimizer,
             variables,
             jax.random.key(seed),
             image_size=data.image_size,
@@ -418,19 +465,3 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
         )
 
     return evaluation.Learned(guides, identity)
-
-
-def _scaled(encode_fn: networks.EncodeFn, scale: Any) -> networks.EncodeFn:
-    """As the released ProS-GAN code sees a HashNet: with tanh's last scale of training."""
-    return lambda variables, images, alpha: encode_fn(variables, images, alpha * scale)
-
-
-def _save_grid(path: pathlib.Path, images: np.ndarray, generated: np.ndarray) -> None:
-    """Three rows of images: as they are, as generated, and the change, eight times as strong."""
-    from PIL import Image
-
-    change = np.clip(0.5 + 8 * (generated - images), 0, 1)
-    rows = [np.concatenate(list(row), axis=1) for row in (images, generated, change)]
-    levels = np.round(255 * np.concatenate(rows)).astype(np.uint8)
-    with files.replacing(path) as temporary:
-        Image.fromarray(levels).save(temporary, format="png")

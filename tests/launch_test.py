@@ -1,5 +1,6 @@
 """Launching: every config, the whole chain as a user runs it, and answers to wrong settings."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -18,7 +19,8 @@ import pytest
 from configs import attacks as attacks_config
 from configs import defenses as defenses_config
 from configs import demo
-from launch import tasks
+from launch import main as launch_main
+from launch import run, stages, tasks
 from saat_jax import (
     attacks,
     checkpoints,
@@ -417,6 +419,7 @@ def test_a_wrong_setting_is_refused_before_any_work(tmp_path, monkeypatch, path,
             "--config.pretrain.num_epochs=three",
         ),
         (["--config=configs/demo.py:smoke", "tasks=evaluate"], "tasks=evaluate"),
+        (["--config=configs/demo.py:smoke", "--process_id=0"], "need --distributed"),
         (
             ["--config=configs/demo.py:smoke", "--config.task=train"],
             "unknown task 'train'; expected",
@@ -430,6 +433,103 @@ def test_a_wrong_flag_gets_one_message_and_no_traceback(tmp_path, arguments, mes
     assert message in answer
     assert "Traceback" not in answer, answer
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return run.load_data(attacks_config.get_config("smoke").to_dict())
+
+
+def _attacks(*names, task="compare_attacks"):
+    config = attacks_config.get_config("smoke").to_dict() | {"task": task}
+    config["attacks"] = {name: config["attacks"][name] for name in names}
+    return config
+
+
+def test_networks_for_attacks_are_checked_before_any_work(digits, tmp_path):
+    data = digits
+    odd, small = (dataclasses.replace(data, image_size=size) for size in (40, 16))
+    for section, changes, images, message in (
+        ("tha", {"batch_size": 3}, data, "learned.tha.batch_size must be a multiple of the 8"),
+        ("tha", {"options": {"pair": "circle"}}, data, "learned.tha.options has no 'pair'; it t"),
+        ("prosgan", {"options": {"hash": 1}}, data, "learned.prosgan.options has no 'hash'"),
+        ("prosgan", {"base_width": 12}, data, "base_width must be a multiple of 8, got 12"),
+        ("prosgan", {}, odd, "the generator needs height and width in multiples of 16 pixels"),
+        ("prosgan", {}, small, "at least 32 pixels, got 16 x 16"),
+    ):
+        config = _attacks(section)
+        config["learned"][section] |= changes
+        with pytest.raises(ValueError, match=message):
+            run.Run(config, tmp_path / "refused", images)
+        # Neither where it is not trained.
+        for other in (_attacks("hag"), _attacks(section, task="train_hash")):
+            run.Run(other | {"learned": config["learned"]}, tmp_path / "run", images)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_packed_images_are_not_augmented(digits, tmp_path):
+    data = digits
+
+    class Stored:
+        dtype, ndim, shape = np.dtype(np.uint8), 4, data.train.images.shape
+        __len__ = data.train.images.__len__
+
+    stored = dataclasses.replace(data.train, images=Stored())
+    config = defenses_config.get_config("smoke").to_dict()
+    config["defenses"]["cgat"]["augment"] = True
+    with pytest.raises(ValueError, match="defenses.cgat.augment cannot be True for packed images"):
+        run.Run(config, tmp_path, dataclasses.replace(data, train=stored))
+
+
+def test_options_of_another_defence_are_refused(tmp_path):
+    config = demo.get_config("smoke").to_dict()
+    config["defenses"]["hardened"]["name"] = "cgat"
+    with pytest.raises(ValueError, match="defenses.hardened.options has no 'loss'; it takes"):
+        run.Run(config, tmp_path)
+
+
+def test_weights_are_known_by_what_is_in_them(tmp_path):
+    first, second = tmp_path / "first.npz", tmp_path / "second.npz"
+    first.write_text("the same")
+    digest = stages.weights_digest(str(first), tmp_path)
+    first.rename(second)
+    assert stages.weights_digest(str(second), tmp_path) == digest != ""
+    assert stages.weights_digest("", tmp_path) == ""
+    config = demo.get_config("smoke").to_dict()
+    identity = run.settings_identity(config)
+    config["model"]["weights"] = str(second)
+    assert run.settings_identity(config) == identity
+    with pytest.raises(ValueError, match="expected a file of weights, got .*first.npz, which does"):
+        stages.weights_digest(str(first), tmp_path)
+    # A trained model needs them no more.
+    with checkpoints.CheckpointFolder(tmp_path / "checkpoints") as saved:
+        record = {"identity": {"weights": digest}, "step": 1, "num_steps": 1}
+        saved.save(1, {"params": np.zeros(1)}, record)
+    assert stages.weights_digest(str(first), tmp_path) == digest
+
+
+def test_the_discriminator_learns_at_the_rates_of_its_steps():
+    stage = {
+        "num_epochs": 4,
+        "schedule": {"name": "half_linear", "learning_rate": 0.6},
+        "optimizer": {"name": "sgd"},
+        "options": {"discriminator_every": 3},
+    }
+    optimizer = stages.make_discriminator_optimizer(stage, 5)
+    one = np.float32(1)
+    state, rates = optimizer.init(one), []
+    for _ in range(8):
+        change, state = optimizer.update(one, state, one)
+        rates.append(-float(change))
+    # Steps 0 and 3 of each epoch, of which two keep the rate.
+    np.testing.assert_allclose(rates, np.repeat([0.6, 0.6, 0.4, 0.2], 2), rtol=1e-6)
+
+
+def test_flags_of_xla_are_kept():
+    flag = "--xla_cpu_experimental_ynn_fusion_type="
+    assert launch_main._with_cpu_flag("") == f"{flag}individual_dot"
+    assert launch_main._with_cpu_flag("--a=1") == f"--a=1 {flag}individual_dot"
+    assert launch_main._with_cpu_flag(f"{flag}off --a=1") == f"{flag}off --a=1"
 
 
 def test_a_missing_workdir_or_config_is_named():

@@ -429,6 +429,12 @@ def test_packing_goes_on_and_is_recognised(lists, tmp_path, capsys, monkeypatch)
     assert "holds something else" in capsys.readouterr().err
 
 
+def test_sizes_that_do_not_fit_leave_no_folder(lists, tmp_path, capsys):
+    assert _pack(lists, tmp_path / "shards", "--image_size", 24) == 1
+    assert "must be at least image_size = 24, got 20" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()
+
+
 def test_shards_refuse_other_sizes_and_damage(lists, tmp_path):
     dataset = datasets.load_lists(root=str(lists), image_size=16, resize=20)
     datasets.pack_images(dataset, str(tmp_path / "shards"), shard_size=4)

@@ -1,13 +1,17 @@
 """The grid of the papers' tables and figures: planned, run at the smallest scale, collected."""
 
 import csv
+import dataclasses
 import json
+import os
 
+import numpy as np
 import pytest
 
 from configs import reproduce as cells
 from launch import grid, plan, reproduce
-from saat_jax import reports
+from launch.run import decisive, settings_identity
+from saat_jax import checkpoints, evaluation, files, reports
 
 ROWS = reports.load_published()
 
@@ -165,6 +169,12 @@ def test_commands_cover_the_plan(tmp_path, capsys):
     assert lines[-1].endswith("--collect") and not any("--commands" in line for line in lines)
 
 
+def test_commands_may_be_pasted_into_a_shell(tmp_path):
+    stages = plan.plan(_job(tmp_path), grid.needed(grid.rows_of(["saat:VII"]), []))
+    lines = plan.commands(stages, ["--set", "model.widths=(4, 8)", "--commands"]).splitlines()
+    assert lines[-1] == "python -m launch.reproduce --set 'model.widths=(4, 8)' --collect"
+
+
 def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):
     base = ["--workdir", str(tmp_path)]
     with pytest.raises(SystemExit):
@@ -173,6 +183,10 @@ def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):
     with pytest.raises(SystemExit):
         reproduce.main([*base, "--table", "saat:II", "--root", "nuswide"])
     assert "expected NAME=VALUE, got 'nuswide'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce.main([*base, "--table", "saat:II", "--root", "nus-wide=FOLDER"])
+    shown = capsys.readouterr().err
+    assert "--root nus-wide=FOLDER is of no known set; expected one of flickr25k, nus" in shown
     with pytest.raises(ValueError, match="no lists of coco, flickr25k, nuswide; add --root"):
         reproduce.main([*base, "--table", "saat:II"])
     with pytest.raises(ValueError, match="no run 'x' in the plan"):
@@ -185,6 +199,92 @@ def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):
 def test_unknown_cells_are_refused(variant):
     with pytest.raises(ValueError, match="unknown variant"):
         cells.get_config(variant)
+
+
+def test_a_cell_has_a_task_that_it_can_end():
+    assert cells.get_config("saat,coco,dph,alexnet,32").task == "chain"
+    config = cells.get_config("prosgan,coco,dpsh,vgg11,32")
+    assert config.task == "compare_attacks" and not config.defenses
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pretrain.num_epoch", 1), ("pretrian.num_epochs", 1), ("pretrain.num_epochs", "one")],
+)
+def test_a_setting_that_does_not_fit_is_named(tmp_path, name, value):
+    model = grid.Model("saat", "coco", "dph", "alexnet", 32)
+    with pytest.raises(ValueError, match=f"--set {name}={value!r} does not fit the config of saat"):
+        _job(tmp_path, settings={name: value}).config(model, 0)
+
+
+def test_rows_of_lists_of_either_format_are_counted(tmp_path):
+    for number, name in enumerate(("test_label", "database", "train"), 1):
+        (tmp_path / f"{name}.txt").write_text("a.png 1 0\n" * number)
+    config = {"data": {"source": "lists", "root": str(tmp_path)}}
+    model = grid.Model("saat", "small", "dph", "alexnet", 32)
+    assert plan._sizes(model, config) == (1, 2, 3)
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert reproduce._commit() == "unknown"
+
+
+def _save(folder, identity):
+    record = {"identity": identity, "step": 1, "num_steps": 1}
+    with checkpoints.CheckpointFolder(folder / "checkpoints") as saved:
+        saved.save(1, {"params": np.zeros(1)}, record)
+
+
+def test_what_was_made_with_other_settings_is_refused(tmp_path):
+    """A run as its stages leave it, without the training."""
+    job = _job(tmp_path)
+    row = dict(dataset="NUS-WIDE", bits="32", attack="HAG", defense="SAAT")
+    stages = plan.plan(job, [_measure("saat:III", **row)])
+    train, harden, judge = stages
+    config = job.config(judge.models[0], 0, ["saat"], ["hag"])
+    folder = job.folder(judge.run)
+    assert not any(plan.is_done(job, stage) for stage in stages)
+
+    files.write_json(folder / "config.json", config)
+    common = settings_identity(config) | {"data": "a digest"}
+    pretrained = common | {"pretrain": decisive(config["pretrain"]), "weights": ""}
+    _save(folder / "models" / "pretrained", pretrained)
+    assert plan.is_done(job, train) and not plan.is_done(job, harden)
+    defense = decisive(config["defenses"]["saat"])
+    start = {**pretrained, "step": 1}
+    _save(folder / "models" / "saat", common | {"pretrained": start, "defense": defense})
+    assert plan.is_done(job, harden) and not plan.is_done(job, judge)
+    protocol = config["evaluation"]["protocol"] | {"seed": 0, "precision": "highest", "more": 1}
+    settings = evaluation.AttackSettings.create(**config["attacks"]["hag"]).asdict()
+    for name, found in (("hag", settings), ("benign", None)):
+        path = folder / "records" / "saat" / f"{name}.json"
+        files.write_json(path, {"settings": found, "protocol": protocol})
+    assert all(plan.is_done(job, stage) for stage in stages)
+
+    for name, value, refused in (
+        ("pretrain.num_epochs", 3, stages),
+        ("model.dtype", "bfloat16", stages),
+        ("data.num_query", 8, stages),
+        ("defenses.saat.options.num_steps", 3, [harden, judge]),
+        ("attacks.hag.num_steps", 3, [judge]),
+        ("evaluation.protocol.k", 9, [judge]),
+    ):
+        other = _job(tmp_path, settings={name: value})
+        last = name.rpartition(".")[2]
+        for stage in refused:
+            with pytest.raises(ValueError, match=rf"{last} = .*, this run has {value!r}; use an"):
+                plan.is_done(other, stage)
+
+    # Other weights, other data in the same words, records of an earlier model: the run will tell.
+    weights = tmp_path / "weights.npz"
+    weights.write_text("x")
+    assert not plan.is_done(_job(tmp_path, settings={"model.weights": str(weights)}), train)
+    os.utime(path, (0, 0))
+    assert not plan.is_done(job, judge) and plan.is_done(job, harden)
+    config["data"]["root"] = "elsewhere"
+    files.write_json(folder / "config.json", config)
+    assert not plan.is_done(job, train)
 
 
 # What makes a run of the small scale as small as it can be.
@@ -241,3 +341,31 @@ def test_a_failure_is_told_and_what_does_not_need_it_goes_on(tmp_path, capsys, m
     shown = capsys.readouterr().err
     assert "prosgan-small-dpsh-vgg11-24-seed0 train pretrained: ValueError: the disk" in shown
     assert len(done) == 3 and "transfer-prosgan-small-seed0 transfer: ValueError: " in shown
+
+
+def test_a_failed_defence_stops_what_needs_it_and_no_more(tmp_path, monkeypatch):
+    done = []
+
+    class Failing(reproduce.Runner):
+        def __call__(self, stage):
+            title = stage.title.partition(" ")[2]
+            if title == "harden atrdh":
+                raise RuntimeError("out of memory")
+            if title == "judge pretrained":
+                raise FloatingPointError("NaN")
+            done.append(title)
+
+    monkeypatch.setattr(reproduce, "Runner", Failing)
+    monkeypatch.setattr(reproduce, "cost", lambda *_: 1.0)
+    point = _measure("saat:III", dataset="NUS-WIDE", bits="32", attack="HAG", defense="SAAT")
+    forms = ("pretrained", "atrdh", "saat")
+    wanted = [dataclasses.replace(point, form=form) for form in forms]
+    job = _job(tmp_path)
+    failed = reproduce.run_all(job, plan.plan(job, wanted), None)
+    assert done == ["train pretrained", "harden saat", "judge saat"]
+    run = "saat-small-dph-alexnet-32-seed0"
+    assert failed == [
+        f"{run} harden atrdh: RuntimeError: out of memory",
+        f"{run} judge pretrained: FloatingPointError: NaN",
+        f"{run} judge atrdh: ValueError: {run} atrdh failed",
+    ]

@@ -155,6 +155,13 @@ def test_the_rate_follows_the_schedule_and_is_kept_beyond_it():
     np.testing.assert_allclose(-np.diff([0, *path]), [0.5, 0.25, 0.125, 0.125, 0.125])
 
 
+def test_the_rate_of_an_optimizer_that_is_not_used_in_every_step():
+    rates = [0.5, 0.25, 0.125, 0.0625, 0.03125]
+    optimizer = training.make_optimizer("sgd", rates.__getitem__, num_steps=5, updates=[0, 2, 3])
+    path = _minimise(optimizer, 0.0, [1, 1, 1])
+    np.testing.assert_allclose(-np.diff([0, *path]), [0.5, 0.125, 0.0625])
+
+
 def test_make_optimizer_knows_its_names():
     with pytest.raises(ValueError, match=r"unknown optimizer 'lamb'; .* \['adam', 'sgd'\]"):
         training.make_optimizer("lamb", lambda _: 0.1, num_steps=1)
