@@ -12,9 +12,8 @@ import jax
 
 from configs import reproduce as cells
 from launch.grid import Measurement, Model
-from launch.run import LEARNERS, Config, decisive, latest_record, settings_identity
-from launch.stages import weights_digest
-from saat_jax import evaluation, generative, networks, training
+from launch.run import Config, decisive
+from saat_jax import files, generative, networks, training
 
 # Queries, database and training images of both papers, for the estimate of the cost.
 _SIZES = {
@@ -202,90 +201,68 @@ def attacks_of(stages: Iterable[Stage]) -> list[str]:
 
 
 def is_done(job: Job, stage: Stage) -> bool:
-    """Whether a stage has left what it is for.
-
-    Where files have moved it is not, and the run itself looks whether they are the same.
+    """Whether a stage has left what it is for, by the note that `mark_done` made.
 
     Raises:
-        ValueError: if the folder was made with other settings, naming the first.
+        ValueError: if it was done with other settings, naming the first.
     """
-    names, form = attacks_of([stage]), stage.form or "pretrained"
-    forms = [form] * (form != "pretrained")
-    configs = [job.config(model, stage.seed, forms, names) for model in stage.models]
-    folder, config, times = job.folder(stage.run), configs[0], []
-    for model, own in zip(stage.models, configs, strict=True):
-        place = job.folder(job.run_name(model, stage.seed))
-        times.append(_time_trained(place, form, own))
-        _check_learned(place / "learned" / form, config)
-    done = None not in times and _has_same_data(folder, config)
-    if stage.action in ("train", "harden"):
-        return done
-    records = folder / ("transfer" if stage.action == "transfer" else f"records/{form}")
-    for name in [*names, *["benign"] * (stage.action == "judge")]:
-        path = records / f"{name}.json"
-        if not path.is_file():
-            done = False
-            continue
-        record = json.loads(path.read_text())
-        _check_record(path, record, config)
-        whole = len(record.get("matrix", stage.models)) == len(stage.models)
-        # What is older than the model is of another one.
-        done = done and whole and path.stat().st_mtime >= max(filter(None, times))
-    return done
-
-
-def _has_same_data(folder: pathlib.Path, config: Config) -> bool:
-    """Whether a folder is of data of the same place, judged alike; ValueError if of others."""
-    path = folder / "config.json"
-    if not path.is_file():
+    folder, note = job.folder(stage.run), _note(job, stage)
+    if not note.is_file():
         return False
-    stored, wanted = json.loads(path.read_text()), json.loads(json.dumps(config))
-    roots = [config["data"].pop("root", None) for config in (stored, wanted)]
-    training.check_identity(stored, {"data": wanted["data"]}, folder)
-    return roots[0] == roots[1] and stored["evaluation"] == wanted["evaluation"]
+    found, wanted = json.loads(note.read_text()), _settings(job, stage)
+    # Other tables want other attacks, and other models of a transfer.
+    shared = _shared(wanted, found)
+    training.check_identity(_shared(found, shared), shared, folder)
+    if stage.action in ("train", "harden"):
+        left = [folder / "models" / stage.form / "checkpoints"]
+    else:
+        records = folder / ("transfer" if stage.action == "transfer" else f"records/{stage.form}")
+        left = [records / f"{name}.json" for name in attacks_of([stage])]
+    return shared == wanted and all(path.exists() for path in left)
 
 
-def _time_trained(folder: pathlib.Path, form: str, config: Config) -> float | None:
-    """When a model was trained to its end; None if it is not, or began with other weights."""
-    place = folder / "models" / form
-    record = latest_record(place)
-    if record is None:
-        return None
-    found, wanted = record["identity"], settings_identity(config)
-    if form != "pretrained":
-        defense = decisive(config["defenses"][form])
-        training.check_identity(found, {**wanted, "defense": defense}, place)
-        found = found["pretrained"]
-    pretrain = decisive(config["pretrain"])
-    training.check_identity(found, {**wanted, "pretrain": pretrain}, place)
-    if record["step"] < record["num_steps"]:
-        return None
-    if found["weights"] != weights_digest(config["model"]["weights"], place):
-        return None
-    return max(path.stat().st_mtime for path in (place / "checkpoints" / "latest").iterdir())
+def mark_done(job: Job, stage: Stage) -> None:
+    """Notes that a stage is done, and with which settings."""
+    files.write_json(_note(job, stage), _settings(job, stage))
 
 
-def _check_learned(folder: pathlib.Path, config: Config) -> None:
-    for attack in config["attacks"].values():
-        if attack["attack"] in LEARNERS:
-            sections = (*LEARNERS[attack["attack"]], attack.get("learned", attack["attack"]))
-            for name in sections:
-                if record := latest_record(folder / name):
-                    wanted = {"learned": decisive(config["learned"][name])}
-                    training.check_identity(record["identity"], wanted, folder / name)
+def _note(job: Job, stage: Stage) -> pathlib.Path:
+    return job.folder(stage.run) / "done" / f"{stage.action}-{stage.form}.json"
 
 
-def _check_record(path: pathlib.Path, record: Config, config: Config) -> None:
-    protocol = dict(config["evaluation"]["protocol"])
-    protocol |= {name: config[name] for name in ("seed", "precision")}
-    attack = config["attacks"].get(path.stem)
-    settings = evaluation.AttackSettings.create(**attack).asdict() if attack else None
-    found = {name: record["protocol"].get(name) for name in protocol}
-    training.check_identity(
-        {"protocol": found, "attacks": {path.stem: record["settings"]}},
-        {"protocol": protocol, "attacks": {path.stem: settings}},
-        path,
-    )
+def _settings(job: Job, stage: Stage) -> Config:
+    """What decides the results of a stage, by network; where files lie does not."""
+    sections = ["model", "objective", "data", "pretrain", "seed", "precision"]
+    forms = [stage.form] * (stage.form not in ("", "pretrained"))
+    sections += ["defenses"] * bool(forms)
+    sections += ["attacks", "learned", "evaluation"] * bool(stage.attacks)
+    found = {}
+    for model in stage.models:
+        config = job.config(model, stage.seed, forms, attacks_of([stage]))
+        found[job.run_name(model, stage.seed)] = _decisive(
+            {name: config[name] for name in sections}
+        )
+    settings: Config = json.loads(json.dumps(found))
+    return settings
+
+
+def _decisive(tree: Config) -> Config:
+    return {
+        name: _decisive(value) if isinstance(value, dict) else value
+        for name, value in decisive(tree).items()
+        if name not in ("root", "weights", "remat")
+    }
+
+
+def _shared(tree: Config, other: Config) -> Config:
+    """What of a tree is in the other one too, whatever its value there."""
+    return {
+        name: _shared(value, other[name])
+        if isinstance(value, dict) and isinstance(other[name], dict)
+        else value
+        for name, value in tree.items()
+        if name in other
+    }
 
 
 def cost(job: Job, stage: Stage) -> float:

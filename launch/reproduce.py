@@ -29,7 +29,18 @@ import jax
 from launch import grid, stages, tasks
 from launch.grid import Measurement
 from launch.main import start_jax
-from launch.plan import Config, Job, Stage, attacks_of, commands, cost, is_done, plan, show_plan
+from launch.plan import (
+    Config,
+    Job,
+    Stage,
+    attacks_of,
+    commands,
+    cost,
+    is_done,
+    mark_done,
+    plan,
+    show_plan,
+)
 from launch.run import Run, load_data
 from saat_jax import reports
 
@@ -294,6 +305,7 @@ def run_all(job: Job, planned: Sequence[Stage], only: str | None) -> list[str]:
             if broken := failed.keys() & {*needed, (stage.run, stage.form)}:
                 raise ValueError(f"{' '.join(min(broken))} failed")
             runner(stage)
+            mark_done(job, stage)
         # Out of memory is a RuntimeError.
         except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
             failed[stage.run, made] = f"{stage.title}: {type(error).__name__}: {error}"

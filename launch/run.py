@@ -137,8 +137,13 @@ class Run:
     @functools.cached_property
     def identity(self) -> Config:
         """What every stage of the run has in common: another value is another run."""
+        config = self.config
+        # Rematerialisation changes no result. What the weights are is known by their content, see
+        # `stages.train_hash`, not by where they lie.
+        model = {k: v for k, v in config["model"].items() if k != "remat"} | {"weights": ""}
         return {
-            **settings_identity(self.config),
+            "model": model,
+            **{name: config[name] for name in ("objective", "seed", "precision")},
             # Last, as other settings make other data: their names say more.
             "data": self.data.fingerprint(),
         }
@@ -241,23 +246,9 @@ def load_data(config: Config) -> datasets.Dataset:
     return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
 
 
-def settings_identity(config: Config) -> Config:
-    """What of the settings, beside the data, every stage of a run has in common."""
-    # With `remat` the same network is computed; of the weights their digest is compared, see
-    # `stages.train_hash`, not where they lie.
-    model = {k: v for k, v in config["model"].items() if k != "remat"} | {"weights": ""}
-    return {"model": model, **{k: config[k] for k in ("objective", "seed", "precision")}}
-
-
 def decisive(stage: Config) -> Config:
     """What of a stage decides its result, and so must stay the same for a run to go on."""
     return {name: value for name, value in stage.items() if not name.endswith("_every")}
-
-
-def latest_record(folder: pathlib.Path) -> Config | None:
-    """The record of the newest checkpoint of what was trained in a folder; None for none."""
-    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
-        return saved.record()
 
 
 def make_gan(

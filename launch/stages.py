@@ -16,7 +16,6 @@ from launch.run import (
     Model,
     Run,
     decisive,
-    latest_record,
     look_up,
     make_gan,
     make_optimizer,
@@ -36,6 +35,12 @@ from saat_jax import (
 )
 
 
+def _latest_record(folder: pathlib.Path) -> Config | None:
+    """The record of the newest checkpoint of what was trained in a folder; None for none."""
+    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
+        return saved.record()
+
+
 def _train(
     run: Run,
     folder: pathlib.Path,
@@ -51,7 +56,7 @@ def _train(
     """Trains to the end of a stage in a folder, unless that is done."""
     title = str(folder.relative_to(run.workdir))
     num_steps = steps_per_epoch * stage["num_epochs"]
-    if (latest := latest_record(folder)) is not None:
+    if (latest := _latest_record(folder)) is not None:
         training.check_identity(latest["identity"], record["identity"], folder)
         if latest["step"] == num_steps:
             print(f"{title}: trained already, {num_steps} steps")
@@ -150,7 +155,7 @@ def weights_digest(weights: str, folder: pathlib.Path) -> str:
     path = pathlib.Path(weights)
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    latest = latest_record(folder)
+    latest = _latest_record(folder)
     if latest is None or latest["step"] < latest["num_steps"]:
         raise ValueError(f"expected a file of weights, got {weights}, which does not exist")
     return latest["identity"]["weights"]
