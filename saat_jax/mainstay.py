@@ -31,7 +31,7 @@ Ties = Literal["positive", "zero"]
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
-def check_options(weighting: str, ties: str) -> None:
+def check_options(*, weighting: str = "similarity", ties: str = "positive") -> None:
     """Refuses an unknown `weighting` or `ties` with a ValueError that names the known."""
     if weighting not in ("similarity", "count"):
         raise ValueError(f'weighting must be "similarity" or "count", got {weighting!r}')
@@ -203,7 +203,7 @@ def mainstay_votes(
     Reference:
         SAAT, Section III-C, Theorem 1 and Eq. 11.
     """
-    check_options(weighting, "positive")
+    check_options(weighting=weighting)
     # A product of booleans would be a logical one, and one of small integers would overflow.
     labels = jnp.asarray(labels, jnp.float32)
     bank_labels, sums, blocks = _tallies(code_bank, bank_labels)
@@ -249,14 +249,14 @@ def mainstay_codes(
         SAAT, Theorem 1: no code in {-1, +1} has a lower weighted distance to the positives
         less the weighted distance to the negatives.
     """
-    check_options(weighting, ties)
+    check_options(weighting=weighting, ties=ties)
     votes = mainstay_votes(labels, code_bank, bank_labels, weighting=weighting)
     return _round(votes, ties)
 
 
 def _round_whole(votes: Array, ties: Ties) -> Array:
     """Rounds votes to codes, and those that are zero in every bit to zeros."""
-    check_options("similarity", ties)
+    check_options(ties=ties)
     return jnp.where(jnp.any(votes, 1, keepdims=True), _round(votes, ties), 0)
 
 
@@ -384,7 +384,7 @@ def anchor_codes(
     Reference:
         DHTA: Bai et al., Targeted attack for deep hashing based retrieval, ECCV 2020.
     """
-    check_options("similarity", ties)
+    check_options(ties=ties)
     found: dict[bytes, list[int]] = {}
     for bank_row, label in enumerate(np.asarray(bank_labels) > 0):
         found.setdefault(label.tobytes(), []).append(bank_row)

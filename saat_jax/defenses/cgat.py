@@ -59,7 +59,7 @@ def make_cgat_update(
     """
     if bank not in ("aliased", "sign"):
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
-    mainstay.check_options("similarity", ties)
+    mainstay.check_options(ties=ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
         return mainstay.center_codes(labels, code_bank.codes, code_bank.labels, ties=ties)

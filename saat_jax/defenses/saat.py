@@ -214,7 +214,7 @@ def make_saat_update(
         raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
     if quantization not in ("mean", "sum"):
         raise ValueError(f'quantization must be "mean" or "sum", got {quantization!r}')
-    mainstay.check_options(weighting, ties)
+    mainstay.check_options(weighting=weighting, ties=ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
         return mainstay.mainstay_codes(

@@ -71,15 +71,20 @@ def init_state(
     generator_rng, discriminator_rng = jax.random.split(rng)
     images = jnp.zeros((1, image_size, image_size, 3))
     # The discriminator first: its sizes are the fewer.
-    judge = jax.jit(discriminator.init)(discriminator_rng, images)
-    maker = jax.jit(generator.init)(generator_rng, images, jnp.zeros((1, num_semantics)))
+    discriminator_variables = jax.jit(discriminator.init)(discriminator_rng, images)
+    generator_variables = jax.jit(generator.init)(
+        generator_rng, images, jnp.zeros((1, num_semantics))
+    )
     return GanState(
         step=jnp.zeros((), jnp.int32),
-        params={"generator": maker["params"], "discriminator": judge["params"]},
-        spectral=judge["spectral"],
+        params={
+            "generator": generator_variables["params"],
+            "discriminator": discriminator_variables["params"],
+        },
+        spectral=discriminator_variables["spectral"],
         opt_states={
-            "generator": generator_optimizer.init(maker["params"]),
-            "discriminator": discriminator_optimizer.init(judge["params"]),
+            "generator": generator_optimizer.init(generator_variables["params"]),
+            "discriminator": discriminator_optimizer.init(discriminator_variables["params"]),
         },
         discriminator_loss=jnp.zeros(()),
         hash_variables=hash_variables,
@@ -161,7 +166,9 @@ def make_gan_update(
     reconstruction_loss = losses.RECONSTRUCTION_LOSSES[reconstruction]
     code_loss = losses.HASH_LOSSES[hash_loss]
 
-    def judge(params: chex.ArrayTree, spectral: chex.ArrayTree, images: Array) -> tuple[Any, Any]:
+    def discriminate(
+        params: chex.ArrayTree, spectral: chex.ArrayTree, images: Array
+    ) -> tuple[Any, Any]:
         variables = {"params": params, "spectral": spectral}
         scores, updated = discriminator.apply(variables, images, mutable=["spectral"])
         return scores, updated["spectral"]
@@ -183,8 +190,8 @@ def make_gan_update(
             params: chex.ArrayTree, spectral: chex.ArrayTree, opt_state: chex.ArrayTree, _: Array
         ) -> tuple[Any, ...]:
             def loss_fn(params: chex.ArrayTree) -> tuple[Array, Any]:
-                real_scores, moved = judge(params, spectral, images)
-                generated_scores, moved = judge(params, moved, generated)
+                real_scores, moved = discriminate(params, spectral, images)
+                generated_scores, moved = discriminate(params, moved, generated)
                 loss = losses.discriminator_loss(
                     real_scores, generated_scores, batch["label"], batch["target_label"]
                 )
@@ -195,7 +202,7 @@ def make_gan_update(
             params, opt_state = _step(discriminator_optimizer, gradients, opt_state, params)
             return params, moved, opt_state, loss
 
-        judge_params, spectral, judge_opt_state, judge_loss = lax.cond(
+        discriminator_params, spectral, discriminator_opt_state, discriminator_loss = lax.cond(
             state.step % steps_per_epoch % discriminator_every == 0,
             train_discriminator,
             lambda *unchanged: unchanged,
@@ -206,7 +213,7 @@ def make_gan_update(
         )
 
         def loss_fn(generated: Array) -> tuple[Array, Any]:
-            scores, moved = judge(judge_params, spectral, generated)
+            scores, moved = discriminate(discriminator_params, spectral, generated)
             soft_codes = encode_fn(state.hash_variables, (generated + 1) / 2, 1.0)
             terms = {
                 "adversarial_loss": losses.score_loss(
@@ -234,12 +241,12 @@ def make_gan_update(
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params={"generator": params, "discriminator": judge_params},
+            params={"generator": params, "discriminator": discriminator_params},
             spectral=spectral,
-            opt_states={"generator": opt_state, "discriminator": judge_opt_state},
-            discriminator_loss=judge_loss,
+            opt_states={"generator": opt_state, "discriminator": discriminator_opt_state},
+            discriminator_loss=discriminator_loss,
         )
-        return state, metrics | {"discriminator_loss": judge_loss}
+        return state, metrics | {"discriminator_loss": discriminator_loss}
 
     return update
 
