@@ -9,9 +9,9 @@ all attacks of configs/attacks.py on each. The variants are those of configs/att
 the published settings, for a GPU; the others are for a CPU: attacks of 100 steps, and all
 defences trained for as many epochs as the demo trains SAAT, with Adam.
 
-"digits" was run on 2 CPU cores beside other work, seed 0, in an hour; "small" on Grocery Store photos,
-more briefly, in 72 minutes. Tables and commands are in docs/measured.md. "" has not been run: it
-needs a GPU.
+"digits" was run on 2 CPU cores beside other work, seed 0, in an hour; "small" on Grocery Store
+photos, more briefly, in 72 minutes. Tables and commands are in docs/measured.md. "" has not been
+run: it needs a GPU.
 """
 
 import ml_collections
