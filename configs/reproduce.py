@@ -102,7 +102,10 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
     )
     config.model.widths = _SMALL_WIDTHS[network]
     common.use_adam(config)
-    config.pretrain.update(num_epochs=10, evaluate_every=10)
+    config.pretrain.update(num_epochs=25, evaluate_every=25)
+    if "eta" in config.objective:
+        # DPSH's quantisation is divided by the number of training images: as among 5,000.
+        config.objective.eta *= config.data.num_train / 5000
     for stage in config.defenses.values():
         stage.update(num_epochs=4, evaluate_every=4)
         if stage.name == "atrdh":
