@@ -41,14 +41,15 @@ def _compare(ours, theirs, *arrays):
         np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * float(np.abs(y).max()))
 
 
-# Winograd's tiles of odd and even sizes, of padding 1 and 2; a
-# kernel in blocks that leave rows over; and few channels. The others are in networks_test.
+# Winograd's tiles of odd and even sizes, of padding 1 and 2; kernels in blocks that leave rows over,
+# of many channels and of few; and few channels. The others are in networks_test.
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "features", "stride", "padding"),
     [
         ((7, 8), 3, 128, 160, 1, 1),
         ((3, 5), 3, 160, 128, 1, 2),
         ((36, 35), 11, 3, 4, 4, 0),
+        ((12, 13), 7, 3, 4, 2, 3),
         ((7, 6), 3, 3, 5, 1, 1),
         ((8, 9), 5, 1, 3, 1, 0),
     ],
@@ -100,6 +101,10 @@ def test_winograd_is_for_many_channels_of_float32():
     assert products(128, 128) == 16
     assert products(128, 127) == products(127, 128) == products(128, 128, "bfloat16") == 0
     assert products(128, 128, stride=2) == products(128, 128, size=5) == 0
+
+
+def test_product_is_the_plain_one():
+    _compare(cpu.multiply, jnp.matmul, _random(0, 5, 12), _random(1, 12, 7))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import saat_jax
 from saat_jax import networks
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 
 def test_ten_lines_on_own_encoder_run_and_the_attack_lowers_map(capsys):
@@ -17,8 +18,18 @@ def test_ten_lines_on_own_encoder_run_and_the_attack_lowers_map(capsys):
     assert len(code.splitlines()) <= 10
 
 
-def test_it_has_no_blanks_left():
-    assert not re.search(r"[A-Z]+_(TABLE|SECONDS|PLACEHOLDER)", README)
+def test_a_pytorch_model_is_judged_as_the_docs_show(tmp_path, monkeypatch, capsys):
+    code, _ = re.findall(r"```python\n(.*?)```", (DOCS / "pytorch.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "pytorch.md", "exec"), {})
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == {"benign", "mainstay"}
+    assert float(lines["mainstay"]) < float(lines["benign"])
+
+
+def test_no_page_has_blanks_left():
+    for page in [README, *(path.read_text() for path in DOCS.glob("*.md"))]:
+        assert not re.search(r"[A-Z]+_(TABLE|SECONDS|PLACEHOLDER)|^[A-Z]+$", page, re.MULTILINE)
 
 
 def test_every_file_and_command_it_names_exists():
@@ -31,10 +42,9 @@ def test_every_file_and_command_it_names_exists():
 
 
 def test_the_docs_name_every_attack_objective_and_network():
-    docs = pathlib.Path(__file__).parents[1] / "docs"
     for page, names in (
         ("attacks.md", saat_jax.ATTACKS),
         ("models.md", {**saat_jax.OBJECTIVES, **networks.NETWORKS}),
     ):
-        text = (docs / page).read_text()
+        text = (DOCS / page).read_text()
         assert not [name for name in names if f"`{name}`" not in text]

@@ -89,23 +89,35 @@ def fit_image(image: Any, *, image_size: int, resize: int | None, draw: Any = No
     if draw is not None:
         places = tf.cast(tf.stack([new_width, new_height]) - image_size + 1, tf.float32)
         left, top = tf.unstack(tf.cast(draw[:2] * places, tf.int32))
-    # Two passes, width first, each rounded to grey levels: the order and rounding of Pillow.
-    image = _resample(image, height, new_width)[:, left : left + image_size]
-    image = _resample(image, new_height, image_size)[top : top + image_size]
+    # Width first, then height, each rounded to grey levels: the order and rounding of Pillow.
+    image = _resample(tf.transpose(image, [1, 0, 2]), new_width, left, image_size)
+    image = _resample(tf.transpose(image, [1, 0, 2]), new_height, top, image_size)
     if draw is not None:
         image = tf.cond(draw[2] < 0.5, lambda: image[:, ::-1], lambda: image)
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
-def _resample(image: Any, height: Any, width: Any) -> Any:
+def _resample(image: Any, new: Any, start: Any, count: int) -> Any:
+    """Resizes the first axis to `new` pixels, of which `count` from `start` on are made."""
     tf = lazy.tensorflow()
+    old = tf.shape(image)[0]
 
     def resample() -> Any:
-        resized = tf.image.resize(image, tf.stack([height, width]), antialias=True)
-        return tf.cast(resized + 0.5, tf.uint8)
+        # One product by a matrix, mostly of zeros, is several times as fast as TensorFlow's resize.
+        scale = tf.cast(old, tf.float32) / tf.cast(new, tf.float32)
+        centers = (tf.cast(start + tf.range(count), tf.float32) + 0.5) * scale
+        distances = tf.abs(tf.range(old, dtype=tf.float32) + 0.5 - centers[:, None])
+        weights = tf.nn.relu(1 - distances / tf.maximum(scale, 1))
+        weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
+        rows = tf.cast(tf.reshape(image, [old, -1]), tf.float32)
+        return tf.cast(tf.matmul(weights, rows) + 0.5, tf.uint8)
 
-    same_size = tf.reduce_all(tf.equal(tf.shape(image)[:2], tf.stack([height, width])))
-    return tf.cond(same_size, lambda: image, resample)
+    rows = tf.cond(
+        tf.equal(old, new),
+        lambda: tf.reshape(image[start : start + count], [count, -1]),
+        resample,
+    )
+    return tf.reshape(rows, [count, -1, 3])
 
 
 def is_fitted(split: Split, image_size: int, resize: int | None) -> bool:

@@ -9,12 +9,14 @@ that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
 - The gradient of a strided convolution multiplies the zeros between its values, and one by
   images of few channels leaves most of a vector register empty.
 - That of a maximum over windows searches each window once more, one value at a time.
+- The product of a small batch and a large matrix takes twice as long as the same by convolution.
 - 3x3 convolutions of many channels are bound by their multiplications, of which Winograd's
   algorithm has 2.25 times fewer.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ Array = jax.Array
 
 # Below it a pixel's channels do not fill a vector register.
 _FEW_CHANNELS = 8
+# Below it a convolution to these channels is slower than one to several times as many.
+_SOME_CHANNELS = 16
 # Up to it, what a pixel's gradient is in all places of a kernel takes little memory: 3x3 of RGB.
 _FEW_PRODUCTS = 32
 # From here on, Winograd's transforms cost less than the multiplications that they save.
@@ -66,6 +70,18 @@ def _suits_winograd(images: Array, kernel: Array, stride: int) -> bool:
     )
 
 
+def _by_groups(function: Callable[[Array], Any], images: Array, size: int) -> Any:
+    """Calls a function on groups of at most `size` images, as large as divide the batch."""
+    batch = len(images)
+    size = max(1, min(batch, size))
+    while batch % size:
+        size -= 1
+    if size == batch:
+        return function(images)
+    outputs = lax.map(function, images.reshape(-1, size, *images.shape[1:]))
+    return jax.tree.map(lambda values: values.reshape(batch, *values.shape[2:]), outputs)
+
+
 def _kernel_frequencies(a: Array, b: Array, c: Array) -> tuple[Array, ...]:
     return a, (a + b + c) / 2, (a - b + c) / 2, c
 
@@ -90,7 +106,7 @@ def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = 
     Reference:
         Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016: F(2x2, 3x3).
     """
-    batch, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     tile_rows, tile_columns = ((size + 2 * padding - 1) // 2 for size in (height, width))
     kernel = kernel[::-1, ::-1] if transposed else kernel
     columns = [_kernel_frequencies(*kernel[:, column]) for column in range(3)]
@@ -117,13 +133,7 @@ def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = 
         whole = tiles.reshape(len(images), 2 * tile_rows, 2 * tile_columns, -1)
         return whole[:, : height + 2 * padding - 2, : width + 2 * padding - 2]
 
-    group = max(1, min(batch, _GROUP_TILES // (tile_rows * tile_columns)))
-    while batch % group:
-        group -= 1
-    if group == batch:
-        return convolve(images)
-    outputs = lax.map(convolve, images.reshape(-1, group, height, width, channels))
-    return outputs.reshape(batch, *outputs.shape[2:])
+    return jnp.asarray(_by_groups(convolve, images, _GROUP_TILES // (tile_rows * tile_columns)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -208,13 +218,30 @@ def _image_gradient_by_blocks(
     blocks = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
     blocks = blocks.reshape(size, stride, size, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
     blocks = blocks.reshape(size, size, stride * stride * channels, -1)
-    output = _convolve(gradient, _flip(blocks), ((size - 1, size - 1),) * 2)
+    if blocks.shape[2] < _SOME_CHANNELS:
+        output = _full_gradient_by_columns(blocks, gradient)
+    else:
+        output = _convolve(gradient, _flip(blocks), ((size - 1, size - 1),) * 2)
     _, rows, columns, _ = output.shape
     output = output.reshape(batch, rows, columns, stride, stride, channels)
     output = output.transpose(0, 1, 3, 2, 4, 5)
     output = output.reshape(batch, rows * stride, columns * stride, channels)
     # What lay in the padding goes, and pixels that no window reached come.
     return _place(output, (-padding, -padding), (height, width))
+
+
+def _full_gradient_by_columns(kernel: Array, gradient: Array) -> Array:
+    """One convolution along the columns of pixels for all columns of the kernel, as channels.
+
+    Its results are shifted and added up.
+    """
+    size, _, channels, features = kernel.shape
+    weights = kernel[::-1].transpose(0, 3, 1, 2).reshape(size, 1, features, -1)
+    output = _convolve(gradient, weights, ((size - 1, size - 1), (0, 0)))
+    batch, rows, columns, _ = output.shape
+    output = output.reshape(batch, rows, columns, size, channels)
+    shape = rows, columns + size - 1
+    return jnp.asarray(sum(_place(output[..., i, :], (0, i), shape) for i in range(size)))
 
 
 def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1) -> Array:
@@ -224,6 +251,24 @@ def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step:
         for length, low, size in zip(values.shape[1:3], first, sizes, strict=True)
     ]
     return lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+
+
+@jax.custom_vjp
+def multiply(inputs: Array, kernel: Array) -> Array:
+    """Multiplies `[batch, in]` by `[in, out]`, as a convolution of single pixels."""
+    return _convolve(inputs[:, None, None], kernel[None, None], ((0, 0),) * 2)[:, 0, 0]
+
+
+def _multiply_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(inputs, kernel), (inputs, kernel)
+
+
+def _multiply_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    inputs, kernel = residuals
+    return gradient @ kernel.T, inputs.T @ gradient
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
@@ -244,19 +289,29 @@ def _maximum_and_place(
     images: Array, shape: tuple[int, int], size: int, stride: int, padding: int
 ) -> tuple[Array, Array]:
     del shape
-    lowest = jnp.array(-jnp.inf, images.dtype)
     ends = (padding, padding, 0)
-    padded = lax.pad(images, lowest, ((0, 0, 0), ends, ends, (0, 0, 0)))
-    rows, columns = ((length - size) // stride * stride + 1 for length in padded.shape[1:3])
-    windows = [
-        padded[:, row : row + rows : stride, column : column + columns : stride]
-        for row in range(size)
-        for column in range(size)
-    ]
-    maximum = functools.reduce(jnp.maximum, windows)
-    place = jnp.full(maximum.shape, len(windows) - 1, jnp.uint8)
-    for number in reversed(range(len(windows) - 1)):
-        place = jnp.where(windows[number] == maximum, jnp.uint8(number), place)
+    rows, columns = (
+        (length + 2 * padding - size) // stride * stride + 1 for length in images.shape[1:3]
+    )
+
+    def search(images: Array) -> tuple[Array, Array]:
+        lowest = jnp.array(-jnp.inf, images.dtype)
+        padded = lax.pad(images, lowest, ((0, 0, 0), ends, ends, (0, 0, 0)))
+        windows = [
+            padded[:, row : row + rows : stride, column : column + columns : stride]
+            for row in range(size)
+            for column in range(size)
+        ]
+        maximum = functools.reduce(jnp.maximum, windows)
+        place = jnp.full(maximum.shape, len(windows) - 1, jnp.uint8)
+        for number in reversed(range(len(windows) - 1)):
+            place = jnp.where(windows[number] == maximum, jnp.uint8(number), place)
+        return maximum, place
+
+    # What a loop puts out is kept. Without one the compiler fuses the search into the gradient and
+    # repeats it for every window of every pixel, which costs much where windows overlap.
+    group = len(images) // 2 if size > stride else len(images)
+    maximum, place = _by_groups(search, images, group)
     return maximum, place
 
 

@@ -42,8 +42,8 @@ class Training:
 def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
 
-    Here and in `max_pool` is the switch between the CPU's fast forms and the plain ones, which
-    GPU and TPU compilers recognise; they agree to rounding.
+    Here, in `multiply` and in `max_pool` is the switch between the CPU's fast forms and the plain
+    ones, which GPU and TPU compilers recognise; they agree to rounding.
     """
     if jax.default_backend() == "cpu":
         return cpu.convolve(images, kernel, stride, padding)
@@ -51,6 +51,11 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=layout
     )
+
+
+def multiply(inputs: Array, kernel: Array) -> Array:
+    """Multiplies `[batch, in]` by `[in, out]`."""
+    return cpu.multiply(inputs, kernel) if jax.default_backend() == "cpu" else inputs @ kernel
 
 
 def halve(images: Array) -> Array:
@@ -147,7 +152,7 @@ class Dense(nn.Module):
         kernel_init, bias_init = weight_and_bias_init(self.initializer, shape)
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", bias_init, (self.features,)).astype(self.dtype)
-        return inputs.astype(self.dtype) @ kernel + bias
+        return multiply(inputs.astype(self.dtype), kernel) + bias
 
 
 class BatchNorm(nn.Module):
