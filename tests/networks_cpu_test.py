@@ -41,8 +41,8 @@ def _compare(ours, theirs, *arrays):
         np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * float(np.abs(y).max()))
 
 
-# Winograd's tiles of odd and even sizes, of padding 1 and 2; kernels in blocks that leave rows over,
-# of many channels and of few; and few channels. The others are in networks_test.
+# Winograd's tiles of odd and even sizes, of padding 1 and 2; kernels in blocks that leave rows
+# over, of many channels and of few; and few channels. The others are in networks_test.
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "features", "stride", "padding"),
     [
