@@ -54,8 +54,11 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
 
 
 def multiply(inputs: Array, kernel: Array) -> Array:
-    """Multiplies `[batch, in]` by `[in, out]`."""
-    return cpu.multiply(inputs, kernel) if jax.default_backend() == "cpu" else inputs @ kernel
+    """Multiplies `[..., in]` by `[in, out]`."""
+    if jax.default_backend() != "cpu":
+        return inputs @ kernel
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    return cpu.multiply(rows, kernel).reshape(*inputs.shape[:-1], -1)
 
 
 def halve(images: Array) -> Array:
