@@ -76,7 +76,7 @@ def _by_groups(function: Callable[[Array], Any], images: Array, size: int) -> An
     size = max(1, min(batch, size))
     while batch % size:
         size -= 1
-    if size == batch:
+    if size >= batch:
         return function(images)
     outputs = lax.map(function, images.reshape(-1, size, *images.shape[1:]))
     return jax.tree.map(lambda values: values.reshape(batch, *values.shape[2:]), outputs)

@@ -58,7 +58,7 @@ def multiply(inputs: Array, kernel: Array) -> Array:
     if jax.default_backend() != "cpu":
         return inputs @ kernel
     rows = inputs.reshape(-1, inputs.shape[-1])
-    return cpu.multiply(rows, kernel).reshape(*inputs.shape[:-1], -1)
+    return cpu.multiply(rows, kernel).reshape(*inputs.shape[:-1], kernel.shape[1])
 
 
 def halve(images: Array) -> Array:
