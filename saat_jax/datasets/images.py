@@ -103,7 +103,8 @@ def _resample(image: Any, new: Any, start: Any, count: int) -> Any:
     old = tf.shape(image)[0]
 
     def resample() -> Any:
-        # One product by a matrix, mostly of zeros, is several times as fast as TensorFlow's resize.
+        # A product by a matrix, mostly of zeros: nearer to Pillow than TensorFlow's resize, and
+        # no slower.
         scale = tf.cast(old, tf.float32) / tf.cast(new, tf.float32)
         centers = (tf.cast(start + tf.range(count), tf.float32) + 0.5) * scale
         distances = tf.abs(tf.range(old, dtype=tf.float32) + 0.5 - centers[:, None])
