@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import retrieval as benchmark
 from saat_jax import retrieval
-from saat_jax.retrieval import counting
+from saat_jax.retrieval import counting, planes
 from tests import golden, reference
 
 NORMALIZERS = retrieval.NORMALIZERS
@@ -225,16 +225,17 @@ def test_histograms_of_shards_add_up():
 
 @pytest.mark.parametrize("ties", retrieval.TIES)
 def test_blocks_change_nothing_and_compile_once(ties, monkeypatch):
-    problem = _random_problem(9, num_queries=20, num_database=50)
+    problem = _random_problem(9, num_queries=20, num_database=1300)
     expected = _all_metrics(problem, ties=ties)
-    # A query for each of the eight devices at a time, and for histograms blocks of 14 items, six
-    # of them padding; the last chunk is short.
+    # A query for each of the eight devices at a time, the last chunk short, and for histograms
+    # three blocks of 512 items, the last one with padding.
     chex.clear_trace_counter()
-    monkeypatch.setattr(counting, "_MAX_DATABASE_BLOCK", 14)
+    monkeypatch.setattr(planes, "_MAX_BLOCK", 16)
+    monkeypatch.setattr(planes, "rows_at_a_time", lambda planes: 1)
     monkeypatch.setattr(counting, "MAX_WORKING_BYTES", 1)
-    for name in ("_keys", "_keys_of_two"):
-        function = chex.assert_max_traces(n=1)(getattr(counting, name).__wrapped__)
-        monkeypatch.setattr(counting, name, jax.jit(function, static_argnames="num_levels"))
+    for module, name in ((counting, "_keys"), (planes, "count")):
+        function = chex.assert_max_traces(n=1)(getattr(module, name).__wrapped__)
+        monkeypatch.setattr(module, name, jax.jit(function, static_argnames="num_levels"))
     np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
 
 
@@ -249,12 +250,21 @@ def test_one_device_gives_what_eight_give(ties, monkeypatch):
     np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
 
 
-@pytest.mark.parametrize("counted_by", ["_count_on_host", "_count_on_device"])
 @pytest.mark.parametrize(
-    ("num_bits", "zeros"),
-    [(1, "both"), (31, "queries"), (64, "both"), (127, "none"), (128, "none"), (512, "none")],
+    ("num_bits", "zeros", "backend"),
+    [
+        (1, "both", "cpu"),
+        (1, "both", "gpu"),
+        (2, "none", "cpu"),
+        (31, "queries", "cpu"),
+        (31, "queries", "gpu"),
+        (64, "both", "cpu"),
+        (127, "none", "cpu"),
+        (200, "none", "cpu"),
+        (512, "none", "cpu"),
+    ],
 )
-def test_counts_and_rankings_of_any_length(num_bits, zeros, counted_by, monkeypatch):
+def test_counts_and_rankings_of_any_length(num_bits, zeros, backend, monkeypatch):
     rng = np.random.default_rng(num_bits)
     queries, database = rng.choice([-1, 1], (3, num_bits)), rng.choice([-1, 1], (41, num_bits))
     for codes in {"none": [], "queries": [queries], "both": [queries, database]}[zeros]:
@@ -262,8 +272,11 @@ def test_counts_and_rankings_of_any_length(num_bits, zeros, counted_by, monkeypa
     labels, item_labels = (rng.random((rows, 70)) < 0.03 for rows in (3, 41))
     problem = queries, database, labels, item_labels
     levels, relevant = num_bits - queries @ database.T, labels.astype(int) @ item_labels.T > 0
-    # What an accelerator does, on the CPU.
-    monkeypatch.setattr(counting, "_count_on_host", getattr(counting, counted_by))
+    if backend == "gpu":
+        # What an accelerator does, on the CPU.
+        monkeypatch.setattr(planes, "_keep", lambda _, function: function())
+        plain = jax.jit(planes.count.__wrapped__, static_argnames="num_levels")
+        monkeypatch.setattr(planes, "count", plain)
     actual = retrieval.distance_histograms(*problem)
     for row, level in enumerate(levels):
         for counts, items in zip(actual, (level, level[relevant[row]]), strict=True):

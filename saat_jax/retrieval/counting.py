@@ -1,8 +1,8 @@
 """Distances and relevance of query-item pairs, counted or ranked, in bounded memory.
 
-A pair's key is an integer: twice the distance of the codes, plus one if a label is shared. The
-key needs one XOR and one population count for 32 bits of code and one AND for 32 classes.
-Everything else is counting, or sorting, small integers.
+Histograms of distances are counted on planes of bits (`planes`). A ranking needs every pair's key,
+an integer: twice the distance of the codes, plus one if a label is shared. That takes one XOR and
+one population count for 32 bits of code and one AND for 32 classes; the rest is sorting.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ import numpy as np
 from jax import lax
 
 from saat_jax import parallel
+from saat_jax.retrieval import planes
 
 Array = jax.Array | np.ndarray
 
 TIES = ("average", "index")
 
 MAX_WORKING_BYTES = 256 * 2**20
-# The key of a pair, in two widths, and what XLA or the host makes of it.
+# The key of a pair, in two widths, and what XLA makes of it.
 _BYTES_PER_PAIR = 8
 # Per query and distance: the float64 terms of the average precision.
 _BYTES_PER_LEVEL = 256
-_MAX_DATABASE_BLOCK = 2**17
 # Rows that are checked and packed at a time: few enough to stay in a processor's cache.
 _ROWS_AT_A_TIME = 2**12
 
-# Every how many items a sample takes one.
-_SAMPLE = 32
+# A sample of the keys takes the first so many of each stretch, all from a few cache lines.
+_SAMPLE, _STRETCH = 64, 2048
 
 # What an entry of a code is compared with to become bits. A code without zeros needs one bit an
 # entry. Of four bits, +1 sets all and -1 none, and a zero sets two: those of a query and those of
@@ -169,13 +169,14 @@ def rankings(packed: Packed, *, k: int) -> Iterator[tuple[np.ndarray, int]]:
         `[k]` bool, whether the item is relevant, in rank order; and the relevant items in all.
     """
     items = parallel.on_every_device((packed.database, packed.database_labels))
-    for (queries, labels), num_rows in _chunks(packed, packed.num_database):
-        chunk = np.asarray(_keys(queries, labels, *items, num_levels=packed.num_levels))
+    size = max(1, MAX_WORKING_BYTES // (_BYTES_PER_PAIR * packed.num_database))
+    for rows, num_rows in _chunks((packed.queries, packed.query_labels), size):
+        chunk = np.asarray(_keys(*rows, *items, num_levels=packed.num_levels))
         for keys in chunk[:num_rows]:
             near = _nearest(keys, k)
             # NumPy's stable sort of integers this small is a radix sort.
             order = np.argsort(near >> 1, kind="stable")[:k]
-            yield near[order] % 2 == 1, int(np.count_nonzero(keys & 1))
+            yield (near & 1).astype(bool)[order], int(np.count_nonzero(keys & 1))
 
 
 def check_name(what: str, name: str, known: tuple[str, ...]) -> None:
@@ -186,106 +187,66 @@ def check_name(what: str, name: str, known: tuple[str, ...]) -> None:
 
 def _histograms(packed: Packed) -> Iterator[np.ndarray]:
     """Irrelevant and relevant items per distance. `[rows, num_levels, 2]` int64 each"""
-    num_blocks = -(-packed.num_database // _MAX_DATABASE_BLOCK)
-    # Even, since the host counts two items at once.
-    block = 2 * -(-packed.num_database // (2 * num_blocks))
-    num_padding = block * num_blocks - packed.num_database
-    database, item_labels = (
-        np.pad(words, ((0, 0), (0, num_padding)))
-        for words in (packed.database, packed.database_labels)
-    )
-    blocks = [
-        parallel.on_every_device((database[:, part], item_labels[:, part]))
-        for part in _slices(database.shape[1], block)
-    ]
-    count = _count_on_host if jax.default_backend() == "cpu" else _count_on_device
-    for (queries, labels), num_rows in _chunks(packed, block):
-        counts = [count(queries, labels, *items, num_levels=packed.num_levels) for items in blocks]
-        histogram = np.sum(counts, axis=0)[:num_rows].reshape(num_rows, packed.num_levels, 2)
+    codes = planes.segments(planes.transpose(packed.database), packed.num_levels - 1)
+    labels = planes.transpose(packed.database_labels)
+    num_padding = 32 * codes.shape[0] * codes.shape[-1] - packed.num_database
+    classes, most = planes.positions(packed.query_labels)
+    size = jax.local_device_count() * planes.rows_at_a_time(codes)
+    items = parallel.on_every_device((np.int32(most), codes, labels))
+    at_a_time = max(1, MAX_WORKING_BYTES // (_BYTES_PER_LEVEL * packed.num_levels))
+    for part in _slices(len(classes), at_a_time):
+        queries = packed.queries[part]
+        counts = [
+            (planes.count(*rows, *items, num_levels=packed.num_levels), num_rows)
+            for rows, num_rows in _chunks((queries, classes[part]), size)
+        ]
+        histogram = np.concatenate(
+            [np.asarray(rows)[:size] for rows, size in counts], dtype=np.int64
+        )
         # An item of padding is a code of -1 without a label.
-        distance = np.bitwise_count(np.asarray(queries)[:num_rows]).sum(axis=1)
-        histogram[np.arange(num_rows), distance, 0] -= num_padding
+        distance = np.bitwise_count(queries).sum(axis=1)
+        histogram[np.arange(len(queries)), distance, 0] -= num_padding
         yield histogram
 
 
 def _nearest(keys: np.ndarray, k: int) -> np.ndarray:
     """The keys up to some distance, k of them at least, in the order of the items."""
     # A guess from a sample costs less than an exact radius; it decides about time only.
-    sample = np.cumsum(np.bincount(keys[::_SAMPLE] >> 1))
-    radius = int(np.searchsorted(sample, k / _SAMPLE))
+    whole = len(keys) // _STRETCH * _STRETCH
+    sample = keys[:whole].reshape(-1, _STRETCH)[:, :_SAMPLE].reshape(-1) if whole else keys
+    at_most = np.cumsum(np.bincount(sample >> 1))
+    radius = int(np.searchsorted(at_most, k / len(keys) * len(sample)))
     # Indices first: NumPy takes longer to select by a mask.
     while len(items := np.flatnonzero(keys < 2 * radius + 2)) < k:
         radius += 1
     return keys[items]
 
 
-def _chunks(packed: Packed, num_items: int) -> Iterator[tuple[tuple[Array, Array], int]]:
-    """Query codes and labels, spread over the local devices, and how many are no padding."""
-    bytes_per_query = _BYTES_PER_PAIR * num_items + _BYTES_PER_LEVEL * packed.num_levels
-    num_queries, num_devices = len(packed.queries), jax.local_device_count()
-    num_chunks = -(-num_queries * bytes_per_query // MAX_WORKING_BYTES)
-    # Even chunks, and even shares of the devices: little is padding.
-    size = num_devices * -(-num_queries // (num_chunks * num_devices))
-    for part in _slices(num_queries, size):
-        rows = packed.queries[part], packed.query_labels[part]
-        missing = size - len(rows[0])
-        # A short last chunk is not compiled anew.
-        padded = [np.pad(words, ((0, missing), (0, 0))) for words in rows]
-        yield tuple(parallel.split_rows(padded)), size - missing
+def _chunks(rows: tuple[np.ndarray, ...], size: int) -> Iterator[tuple[list[Array], int]]:
+    """Rows of arrays, spread over the local devices, and how many are no padding.
+
+    Chunks are even, and so are the shares of the devices: little is padding. A short last chunk
+    is not compiled anew.
+    """
+    num_rows, num_devices = len(rows[0]), jax.local_device_count()
+    num_chunks = -(-num_rows // size)
+    size = num_devices * -(-num_rows // (num_chunks * num_devices))
+    for part in _slices(num_rows, size):
+        chunk = [array[part] for array in rows]
+        missing = size - len(chunk[0])
+        padded = [np.pad(array, ((0, missing), (0, 0))) for array in chunk]
+        yield parallel.split_rows(padded), size - missing
 
 
-def _pair_keys(
-    dtype: np.dtype, queries: Array, labels: Array, database: Array, item_labels: Array
+@functools.partial(jax.jit, static_argnames="num_levels")
+def _keys(
+    queries: Array, labels: Array, database: Array, item_labels: Array, *, num_levels: int
 ) -> jax.Array:
     """Twice the distance, plus one where a label is shared. `[num_queries, num_items]`"""
+    dtype = np.min_scalar_type(2 * num_levels - 1)
     differing = lax.population_count(queries[:, :, None] ^ database[None]).astype(dtype)
     shared = lax.reduce_or(labels[:, :, None] & item_labels[None], axes=(1,)) != 0
     return 2 * jnp.sum(differing, axis=1, dtype=dtype) + shared.astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnames="num_levels")
-def _keys(*arrays: Array, num_levels: int) -> jax.Array:
-    return _pair_keys(np.min_scalar_type(2 * num_levels - 1), *arrays)
-
-
-@functools.partial(jax.jit, static_argnames="num_levels")
-def _keys_of_two(
-    queries: Array, labels: Array, database: Array, item_labels: Array, *, num_levels: int
-) -> jax.Array:
-    """The keys of an item of each half of the database, as one number."""
-    dtype = np.min_scalar_type((2 * num_levels) ** 2 - 1)
-    half = database.shape[1] // 2
-    first = _pair_keys(dtype, queries, labels, database[:, :half], item_labels[:, :half])
-    second = _pair_keys(dtype, queries, labels, database[:, half:], item_labels[:, half:])
-    return first * np.array(2 * num_levels, dtype) + second
-
-
-def _count_on_host(*arrays: Array, num_levels: int) -> np.ndarray:
-    """Number of items per key. `[num_queries, 2 * num_levels]`
-
-    A count costs the host as much for two keys in one number as for one, as long as the table of
-    all numbers fits its cache. XLA's scatter takes five times as long on a CPU.
-    """
-    num_keys = 2 * num_levels
-    if num_keys > 256:
-        keys = np.asarray(_keys(*arrays, num_levels=num_levels))
-        return np.array([np.bincount(row, minlength=num_keys) for row in keys])
-    twos = np.asarray(_keys_of_two(*arrays, num_levels=num_levels))
-    tables = (np.bincount(row, minlength=num_keys**2).reshape(num_keys, -1) for row in twos)
-    return np.array([table.sum(axis=0) + table.sum(axis=1) for table in tables])
-
-
-def _count_on_device(*arrays: Array, num_levels: int) -> np.ndarray:
-    """`_count_on_host`, for an accelerator. `[num_queries, 2 * num_levels]`"""
-    return np.asarray(_compare_and_sum(*arrays, num_levels=num_levels)).astype(np.int64)
-
-
-@functools.partial(jax.jit, static_argnames="num_levels")
-def _compare_and_sum(*arrays: Array, num_levels: int) -> jax.Array:
-    keys = lax.optimization_barrier(_keys(*arrays, num_levels=num_levels))
-    levels = jnp.arange(2 * num_levels, dtype=keys.dtype)
-    counts = lax.map(lambda level: jnp.sum(keys == level, axis=1, dtype=jnp.int32), levels)
-    return counts.T
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
