@@ -44,24 +44,20 @@ def resize_crop_geometry(
         ValueError: if the crop does not fit.
     """
     check_sizes(crop, resize)
-    return _geometry(width, height, min(width, height), resize, crop)
-
-
-def _geometry(width: Any, height: Any, short: Any, resize: int | None, crop: int) -> Any:
-    # Integer arithmetic alone, so that it serves Python's integers and TensorFlow's alike.
     if resize is None:
         return crop, crop, 0, 0
+    short = min(width, height)
     width, height = resize * width // short, resize * height // short
     return width, height, _round_half_to_even(width - crop), _round_half_to_even(height - crop)
 
 
-def _round_half_to_even(doubled: Any) -> Any:
+def _round_half_to_even(doubled: int) -> int:
     half = doubled // 2
     return half + doubled % 2 * (half % 2)
 
 
 def read_image(path: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
-    """Decodes a JPEG or PNG file (a TensorFlow string) and brings it to size; see `fit_image`."""
+    """Decodes a JPEG or PNG file (a TensorFlow string) and brings it to size; see `fit_pixels`."""
     image = decode_image(lazy.tensorflow().io.read_file(path))
     return fit_image(image, image_size=image_size, resize=resize, draw=draw)
 
@@ -76,49 +72,34 @@ def decode_image(content: Any) -> Any:
 
 
 def fit_image(image: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
-    """Resizes and crops a TensorFlow image: uint8 RGB in, uint8 `image_size` square out.
+    """`fit_pixels` of a TensorFlow image."""
+    tf = lazy.tensorflow()
+
+    def fit(pixels: np.ndarray, *draw: np.ndarray) -> np.ndarray:
+        return fit_pixels(pixels, *draw, image_size=image_size, resize=resize)
+
+    inputs = [image] if draw is None else [image, draw]
+    fitted = tf.numpy_function(fit, inputs, tf.uint8, stateful=False)
+    return tf.ensure_shape(fitted, [image_size, image_size, 3])
+
+
+def fit_pixels(
+    pixels: np.ndarray, draw: np.ndarray | None = None, *, image_size: int, resize: int | None
+) -> np.ndarray:
+    """Resizes and crops an image by Pillow: uint8 RGB in, uint8 `image_size` square out.
 
     Three numbers in [0, 1), if drawn, place the crop anywhere from left to right and from top to
     bottom, and mirror it where the last is below one half.
     """
-    tf = lazy.tensorflow()
-    height, width = tf.unstack(tf.shape(image)[:2])
-    new_width, new_height, left, top = _geometry(
-        width, height, tf.minimum(width, height), resize, image_size
-    )
+    pillow = lazy.require("PIL.Image")
+    height, width = pixels.shape[:2]
+    *size, left, top = resize_crop_geometry(width, height, resize=resize, crop=image_size)
     if draw is not None:
-        places = tf.cast(tf.stack([new_width, new_height]) - image_size + 1, tf.float32)
-        left, top = tf.unstack(tf.cast(draw[:2] * places, tf.int32))
-    # Width first, then height, each rounded to grey levels: the order and rounding of Pillow.
-    image = _resample(tf.transpose(image, [1, 0, 2]), new_width, left, image_size)
-    image = _resample(tf.transpose(image, [1, 0, 2]), new_height, top, image_size)
-    if draw is not None:
-        image = tf.cond(draw[2] < 0.5, lambda: image[:, ::-1], lambda: image)
-    return tf.ensure_shape(image, [image_size, image_size, 3])
-
-
-def _resample(image: Any, new: Any, start: Any, count: int) -> Any:
-    """Resizes the first axis to `new` pixels, of which `count` from `start` on are made."""
-    tf = lazy.tensorflow()
-    old = tf.shape(image)[0]
-
-    def resample() -> Any:
-        # A product by a matrix, mostly of zeros: nearer to Pillow than TensorFlow's resize, and
-        # no slower.
-        scale = tf.cast(old, tf.float32) / tf.cast(new, tf.float32)
-        centers = (tf.cast(start + tf.range(count), tf.float32) + 0.5) * scale
-        distances = tf.abs(tf.range(old, dtype=tf.float32) + 0.5 - centers[:, None])
-        weights = tf.nn.relu(1 - distances / tf.maximum(scale, 1))
-        weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
-        rows = tf.cast(tf.reshape(image, [old, -1]), tf.float32)
-        return tf.cast(tf.matmul(weights, rows) + 0.5, tf.uint8)
-
-    rows = tf.cond(
-        tf.equal(old, new),
-        lambda: tf.reshape(image[start : start + count], [count, -1]),
-        resample,
-    )
-    return tf.reshape(rows, [count, -1, 3])
+        places = np.array(size, np.float32) - (image_size - 1)
+        left, top = (draw[:2] * places).astype(int)
+    image = pillow.fromarray(pixels).resize(size, pillow.Resampling.BILINEAR)
+    fitted = np.asarray(image)[top : top + image_size, left : left + image_size]
+    return fitted if draw is None or draw[2] >= 0.5 else fitted[:, ::-1]
 
 
 def is_fitted(split: Split, image_size: int, resize: int | None) -> bool:
@@ -158,6 +139,6 @@ def load_images(
     elif is_fitted(split, image_size, resize):
         return to_unit_range(split.images[rows])
     else:
-        images = [fit_image(split.images[i], image_size=image_size, resize=resize) for i in rows]
+        images = [fit_pixels(split.images[i], image_size=image_size, resize=resize) for i in rows]
     shape = (len(rows), image_size, image_size, 3)
     return to_unit_range(np.array([np.asarray(image) for image in images]).reshape(shape))
