@@ -63,6 +63,11 @@ def _sharding(*axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
 
 
+def on_cpu() -> bool:
+    """Whether programs are compiled for the CPU, which wants some operations in other forms."""
+    return jax.default_backend() == "cpu"
+
+
 def split_rows(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Puts arrays on this process' devices, an equal share of the rows on each.
 

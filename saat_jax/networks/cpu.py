@@ -1,7 +1,7 @@
 """Convolution and pooling in the forms that XLA's CPU compiler runs fast.
 
-Values and gradients are those of the plain operations, to rounding. `layers` has the one switch
-that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
+Values and gradients are those of the plain operations, to rounding. `parallel.on_cpu` is the switch
+between the two. What is slow in the plain forms, in jaxlib 0.10.2:
 
 - Only at the top of a program are convolutions rewritten to the one layout, NHWC and HWIO, that
   has a fast kernel. In the body of a loop, where every attack lives, the transposed layouts of
@@ -15,7 +15,7 @@ that chooses between the two. What is slow in the plain forms, in jaxlib 0.10.2:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -133,7 +133,8 @@ def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = 
         whole = tiles.reshape(len(images), 2 * tile_rows, 2 * tile_columns, -1)
         return whole[:, : height + 2 * padding - 2, : width + 2 * padding - 2]
 
-    return jnp.asarray(_by_groups(convolve, images, _GROUP_TILES // (tile_rows * tile_columns)))
+    outputs: Array = _by_groups(convolve, images, _GROUP_TILES // (tile_rows * tile_columns))
+    return outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -197,12 +198,11 @@ def _image_gradient_by_places(
     rows, columns, channels, features = kernel.shape
     weights = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
     products = (gradient @ weights).reshape(*gradient.shape[:3], rows, columns, channels)
-    total = sum(
+    return _add(
         _place(products[..., row, column, :], (row - padding, column - padding), shape[1:3])
         for row in range(rows)
         for column in range(columns)
     )
-    return jnp.asarray(total)
 
 
 def _image_gradient_by_blocks(
@@ -241,7 +241,11 @@ def _full_gradient_by_columns(kernel: Array, gradient: Array) -> Array:
     batch, rows, columns, _ = output.shape
     output = output.reshape(batch, rows, columns, size, channels)
     shape = rows, columns + size - 1
-    return jnp.asarray(sum(_place(output[..., i, :], (0, i), shape) for i in range(size)))
+    return _add(_place(output[..., i, :], (0, i), shape) for i in range(size))
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, terms)
 
 
 def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1) -> Array:
@@ -318,7 +322,7 @@ def _maximum_and_place(
 def _max_pool_backward(
     shape: tuple[int, int], size: int, stride: int, padding: int, place: Array, gradient: Array
 ) -> tuple[Array]:
-    total = sum(
+    total = _add(
         _place(
             jnp.where(place == row * size + column, gradient, 0),
             (row - padding, column - padding),
@@ -328,7 +332,7 @@ def _max_pool_backward(
         for row in range(size)
         for column in range(size)
     )
-    return (jnp.asarray(total),)
+    return (total,)
 
 
 _max_pool.defvjp(_maximum_and_place, _max_pool_backward)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from saat_jax import parallel
 from saat_jax.networks import cpu
 
 Array = jax.Array
@@ -42,10 +43,10 @@ class Training:
 def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
 
-    Here, in `multiply` and in `max_pool` is the switch between the CPU's fast forms and the plain
-    ones, which GPU and TPU compilers recognise; they agree to rounding.
+    `parallel.on_cpu` switches, here, in `multiply` and in `max_pool`, between the CPU's fast forms
+    and the plain ones, which GPU and TPU compilers recognise; they agree to rounding.
     """
-    if jax.default_backend() == "cpu":
+    if parallel.on_cpu():
         return cpu.convolve(images, kernel, stride, padding)
     pads, layout = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -55,7 +56,7 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
 
 def multiply(inputs: Array, kernel: Array) -> Array:
     """Multiplies `[..., in]` by `[in, out]`."""
-    if jax.default_backend() != "cpu":
+    if not parallel.on_cpu():
         return inputs @ kernel
     rows = inputs.reshape(-1, inputs.shape[-1])
     return cpu.multiply(rows, kernel).reshape(*inputs.shape[:-1], kernel.shape[1])
@@ -220,7 +221,7 @@ def dropout(inputs: Array, training: Training | None, *, rate: float, layer: int
 
 def max_pool(images: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Maximum over square windows; what lies outside is minus infinity."""
-    if jax.default_backend() == "cpu":
+    if parallel.on_cpu():
         return cpu.max_pool(images, size, stride, padding)
     return nn.max_pool(images, (size, size), (stride, stride), ((padding, padding),) * 2)
 

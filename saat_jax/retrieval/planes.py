@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from saat_jax import parallel
+
 Array = jax.Array
 # Planes of binary digits, the lowest first.
 Numbers = tuple[Array, ...]
@@ -96,7 +98,7 @@ def positions(words: np.ndarray) -> tuple[np.ndarray, int]:
 
 def rows_at_a_time(planes: np.ndarray) -> int:
     """Queries for which a device counts at once: on a CPU as many as its cache has room for."""
-    words = 2**14 if jax.default_backend() == "cpu" else 2**20
+    words = 2**14 if parallel.on_cpu() else 2**20
     return words // planes.shape[-1]
 
 
@@ -211,7 +213,7 @@ def _keep(is_true: Array, function: Callable[[], Any]) -> Any:
     XLA's CPU compiler fuses what is cheap into all that use it, and so computes sums anew for each
     digit of the next. It keeps what a branch puts out, if it does not know the branch.
     """
-    if jax.default_backend() != "cpu":
+    if not parallel.on_cpu():
         return function()
     shapes = jax.eval_shape(function)
     return lax.cond(
