@@ -27,7 +27,8 @@ _MAX_BLOCK = 256
 _LANES = 16
 # Planes that are added at once: the sum has four digits, and none is wasted.
 _ADDENDS = 15
-# Sums that are added at once: more of them are longer in each digit than their sum is to keep.
+# Sums that are added at once: the digits of their sum are computed each by itself, and of more
+# than these that is longer than keeping sums in between.
 _SUMS = 4
 # Planes that are added without a loop.
 _MAX_SEGMENT = 128
