@@ -190,19 +190,18 @@ def _histograms(packed: Packed) -> Iterator[np.ndarray]:
     codes = planes.segments(planes.transpose(packed.database), packed.num_levels - 1)
     labels = planes.transpose(packed.database_labels)
     num_padding = 32 * codes.shape[0] * codes.shape[-1] - packed.num_database
-    classes, most = planes.positions(packed.query_labels)
     size = jax.local_device_count() * planes.rows_at_a_time(codes)
-    items = parallel.on_every_device((np.int32(most), codes, labels))
+    items = parallel.on_every_device((codes, labels))
     at_a_time = max(1, MAX_WORKING_BYTES // (_BYTES_PER_LEVEL * packed.num_levels))
-    for part in _slices(len(classes), at_a_time):
+    for part in _slices(len(packed.queries), at_a_time):
         queries = packed.queries[part]
+        classes, most = planes.positions(packed.query_labels[part])
         counts = [
-            (planes.count(*rows, *items, num_levels=packed.num_levels), num_rows)
-            for rows, num_rows in _chunks((queries, classes[part]), size)
+            (planes.count(*rows, most, *items, num_levels=packed.num_levels), num_rows)
+            for rows, num_rows in _chunks((queries, classes), size)
         ]
-        histogram = np.concatenate(
-            [np.asarray(rows)[:size] for rows, size in counts], dtype=np.int64
-        )
+        whole = [np.asarray(counted)[:num_rows] for counted, num_rows in counts]
+        histogram = np.concatenate(whole, dtype=np.int64)
         # An item of padding is a code of -1 without a label.
         distance = np.bitwise_count(queries).sum(axis=1)
         histogram[np.arange(len(queries)), distance, 0] -= num_padding

@@ -79,7 +79,7 @@ def segments(planes: np.ndarray, num_bits: int) -> np.ndarray:
     return padded.reshape(len(planes), num_segments, segment, -1)
 
 
-def positions(words: np.ndarray) -> tuple[np.ndarray, int]:
+def positions(words: np.ndarray) -> tuple[np.ndarray, np.int32]:
     """Lists the bits that are set.
 
     Args:
@@ -87,14 +87,14 @@ def positions(words: np.ndarray) -> tuple[np.ndarray, int]:
 
     Returns:
         `[rows, 32 * num_words]` int32, the numbers of a row's bits and then `32 * num_words`,
-        which is none; and how many bits a row has at most.
+        which is none; and `[]` int32, how many bits a row has at most.
     """
     bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
     counts = np.count_nonzero(bits, axis=1)
     numbers = np.arange(bits.shape[1])
     found = np.full(bits.shape, bits.shape[1], np.int32)
     found[numbers < counts[:, None]] = np.nonzero(bits)[1]
-    return found, int(counts.max())
+    return found, np.int32(counts.max())
 
 
 def rows_at_a_time(planes: np.ndarray) -> int:
