@@ -1,6 +1,6 @@
 """One step of PGD: ours, in one compiled loop, against PyTorch's eager mode.
 
-    python -m benchmarks.pgd_step --output runs/speed            # about 15 minutes, 8 GB of memory
+    python -m benchmarks.pgd_step --output runs/speed            # about 20 minutes, 8 GB of memory
     python -m benchmarks.pgd_step --output runs/speed --quick    # AlexNet alone, a few steps
 
 224 pixels, float32, all cores. Every program is a process of its own, and they take turns
@@ -180,7 +180,7 @@ def main() -> None:
 
     arguments = parse(__doc__, BATCHES)
     cache = str(arguments.output / "cache")
-    num_steps, rounds = (2, 2) if arguments.quick else (4, 5)
+    num_steps, rounds = (2, 2) if arguments.quick else (4, 7)
     rows = []
     for name in arguments.networks or (["alexnet"] if arguments.quick else list(BATCHES)):
         batch_size = 4 if arguments.quick else BATCHES[name]
