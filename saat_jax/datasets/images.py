@@ -98,7 +98,7 @@ def fit_pixels(
         places = np.array(size, np.float32) - (image_size - 1)
         left, top = (draw[:2] * places).astype(int)
     image = pillow.fromarray(pixels).resize(size, pillow.Resampling.BILINEAR)
-    fitted = np.asarray(image)[top : top + image_size, left : left + image_size]
+    fitted = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
     return fitted if draw is None or draw[2] >= 0.5 else fitted[:, ::-1]
 
 
