@@ -132,7 +132,7 @@ def plot(
         axes.hlines(wanted, places - 0.18, places + 0.18, color="black")
     axes.set_xticks(range(len(rows)), [f"{row['network']}, {row['batch']}" for row in rows])
     axes.set_ylabel("PyTorch's time by ours")
-    axes.legend(title="pattern; lines: wanted")
+    figure.legend(title="pattern; lines: wanted", loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
