@@ -30,8 +30,8 @@ _BYTES_PER_LEVEL = 256
 # Rows that are checked and packed at a time: few enough to stay in a processor's cache.
 _ROWS_AT_A_TIME = 2**12
 
-# A sample of the keys takes the first so many of each stretch, all from a few cache lines.
-_SAMPLE, _STRETCH = 64, 2048
+# Every how many items a sample takes one.
+_SAMPLE = 32
 
 # What an entry of a code is compared with to become bits. A code without zeros needs one bit an
 # entry. Of four bits, +1 sets all and -1 none, and a zero sets two: those of a query and those of
@@ -193,7 +193,7 @@ def _histograms(packed: Packed) -> Iterator[np.ndarray]:
     size = jax.local_device_count() * planes.rows_at_a_time(codes)
     items = parallel.on_every_device((codes, labels))
     at_a_time = max(1, MAX_WORKING_BYTES // (_BYTES_PER_LEVEL * packed.num_levels))
-    for part in _slices(len(packed.queries), at_a_time):
+    for part in planes.slices(len(packed.queries), at_a_time):
         queries = packed.queries[part]
         classes, most = planes.positions(packed.query_labels[part])
         counts = [
@@ -211,10 +211,8 @@ def _histograms(packed: Packed) -> Iterator[np.ndarray]:
 def _nearest(keys: np.ndarray, k: int) -> np.ndarray:
     """The keys up to some distance, k of them at least, in the order of the items."""
     # A guess from a sample costs less than an exact radius; it decides about time only.
-    whole = len(keys) // _STRETCH * _STRETCH
-    sample = keys[:whole].reshape(-1, _STRETCH)[:, :_SAMPLE].reshape(-1) if whole else keys
-    at_most = np.cumsum(np.bincount(sample >> 1))
-    radius = int(np.searchsorted(at_most, k / len(keys) * len(sample)))
+    sample = np.cumsum(np.bincount(keys[::_SAMPLE] >> 1))
+    radius = int(np.searchsorted(sample, k / _SAMPLE))
     # Indices first: NumPy takes longer to select by a mask.
     while len(items := np.flatnonzero(keys < 2 * radius + 2)) < k:
         radius += 1
@@ -230,7 +228,7 @@ def _chunks(rows: tuple[np.ndarray, ...], size: int) -> Iterator[tuple[list[Arra
     num_rows, num_devices = len(rows[0]), jax.local_device_count()
     num_chunks = -(-num_rows // size)
     size = num_devices * -(-num_rows // (num_chunks * num_devices))
-    for part in _slices(num_rows, size):
+    for part in planes.slices(num_rows, size):
         chunk = [array[part] for array in rows]
         missing = size - len(chunk[0])
         padded = [np.pad(array, ((0, missing), (0, 0))) for array in chunk]
@@ -248,16 +246,12 @@ def _keys(
     return 2 * jnp.sum(differing, axis=1, dtype=dtype) + shared.astype(dtype)
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
-
-
 def _pack_rows(rows: np.ndarray, thresholds: tuple[float, ...] = (0.0,)) -> np.ndarray:
     """Bits of whether entries exceed the thresholds. `[num_words, num_rows]` uint32"""
     num_bits = rows.shape[1] * len(thresholds)
     num_words = -(-num_bits // 32)
     packed = np.empty((num_words, len(rows)), np.uint32)
-    for part in _slices(len(rows), _ROWS_AT_A_TIME):
+    for part in planes.slices(len(rows), _ROWS_AT_A_TIME):
         block = rows[part, :, None] > np.array(thresholds, np.float32)
         # Whole words: NumPy packs a flat array several times faster than rows.
         bits = np.zeros((len(block), 32 * num_words), bool)
@@ -269,7 +263,7 @@ def _pack_rows(rows: np.ndarray, thresholds: tuple[float, ...] = (0.0,)) -> np.n
 
 
 def _check_values(name: str, rows: np.ndarray, known: tuple[int, ...], remedy: str) -> None:
-    for part in _slices(len(rows), _ROWS_AT_A_TIME):
+    for part in planes.slices(len(rows), _ROWS_AT_A_TIME):
         block = rows[part]
         is_known = functools.reduce(operator.or_, (block == value for value in known))
         if not is_known.all():

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from saat_jax.retrieval import counting
+from saat_jax.retrieval import counting, planes
 
 Array = counting.Array
 # Items and relevant items of groups of ties, some queries at a time.
@@ -250,8 +250,8 @@ def _histogram_groups(counts: np.ndarray, relevant_counts: np.ndarray) -> tuple[
             f"count one database, got shapes {counts.shape} and {relevant_counts.shape} and "
             f"database sizes {sizes.tolist()}; add the shards' histograms of the same queries"
         )
-    some = [slice(i, i + _ROWS_AT_A_TIME) for i in range(0, len(counts), _ROWS_AT_A_TIME)]
-    return [(counts[rows], relevant_counts[rows]) for rows in some], int(sizes[0])
+    parts = planes.slices(len(counts), _ROWS_AT_A_TIME)
+    return [(counts[rows], relevant_counts[rows]) for rows in parts], int(sizes[0])
 
 
 def _check_cutoffs(cutoffs: Sequence[int] | np.ndarray, num_database: int) -> np.ndarray:

@@ -34,6 +34,11 @@ _SUMS = 4
 _MAX_SEGMENT = 128
 
 
+def slices(length: int, size: int) -> list[slice]:
+    """Cuts a length into parts of a size, the last of which may be shorter."""
+    return [slice(first, first + size) for first in range(0, length, size)]
+
+
 def transpose(words: np.ndarray) -> np.ndarray:
     """Turns the bits of items into planes, and cuts these into blocks.
 
@@ -135,9 +140,9 @@ def count(
         def differ(some: slice) -> Numbers:
             return _add([(planes[i] ^ mask[:, i, None],) for i in range(segment)[some]])
 
-        sums = [keep(functools.partial(differ, some)) for some in _parts(segment, _ADDENDS)]
+        sums = [keep(functools.partial(differ, some)) for some in slices(segment, _ADDENDS)]
         if len(sums) > _SUMS:
-            parts = _parts(len(sums), _SUMS)
+            parts = slices(len(sums), _SUMS)
             sums = [keep(functools.partial(_add, sums[some])) for some in parts]
         return keep(lambda: _add([total, *sums])[:num_digits]), None
 
@@ -156,23 +161,18 @@ def count(
         low = keep(lambda: _where(distances[:half], 2**half))
         high = keep(lambda: _where(distances[half:], (num_levels - 1 >> half) + 1))
 
-        def count_lanes(first: int) -> Array:
-            lanes = slice(first, first + _LANES)
+        def count_lanes(lanes: slice) -> Array:
             items = high[:, :, None, lanes] & low[:, None, :, lanes]
             relevant = items & is_relevant[:, None, None, lanes]
             return lax.population_count(items) + (lax.population_count(relevant) << 16)
 
-        counted = [count_lanes(first) for first in range(0, codes.shape[-1], _LANES)]
+        counted = [count_lanes(lanes) for lanes in slices(codes.shape[-1], _LANES)]
         both = functools.reduce(jnp.add, counted).sum(axis=-1).reshape(rows, -1)[:, :num_levels]
         relevant = both >> 16
         added = jnp.stack([(both & 0xFFFF) - relevant, relevant], axis=-1)
         return counts + added.astype(jnp.int32), None
 
     return lax.scan(add_block, jnp.zeros((rows, num_levels, 2), jnp.int32), (codes, labels))[0]
-
-
-def _parts(length: int, size: int) -> list[slice]:
-    return [slice(first, first + size) for first in range(0, length, size)]
 
 
 def _add(numbers: Sequence[Numbers]) -> Numbers:
