@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import interleaved
-from saat_jax import defenses, networks, objectives, parallel, training
+from saat_jax import defenses, networks, objectives, optimizers, parallel
 
 NUM_BITS, NUM_CLASSES, BANK_SIZE = 32, 20, 5000
 NETWORKS = {"convnet": 64, "alexnet": 224, "resnet18": 224, "vgg11": 224}
@@ -52,14 +52,14 @@ def saat_step(
         image_size: height and width of the images, in pixels.
         batch_size: images of the one device.
         donate: of `parallel.pmap_update`.
-        accumulate: of `training.make_optimizer`.
+        accumulate: of `optimizers.make_optimizer`.
         **options: of `networks.create_network`.
 
     Returns:
         The mapped update, what makes its first state, and a batch of noise.
     """
     model = networks.create_network(name, num_bits=NUM_BITS, **options)
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "sgd", lambda _: 0.01, num_steps=1000, momentum=0.9, accumulate=accumulate
     )
     update = defenses.make_saat_update(

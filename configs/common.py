@@ -14,7 +14,7 @@ def get_base() -> ml_collections.ConfigDict:
     evaluation.
     """
     config = ml_collections.ConfigDict()
-    # One of launch/tasks.py's TASKS: train_hash, harden, train_saat, evaluate, attack,
+    # One of saat_jax/pipeline/tasks.py's TASKS: train_hash, harden, train_saat, evaluate, attack,
     # compare_attacks, chain, transfer; or report.
     config.task = "chain"
     # Of the initial weights, the order of the images, dropout, random starts, target labels.

@@ -21,7 +21,19 @@ from typing import Any
 import ml_collections
 
 from configs import attacks, common, train_hash
-from launch import grid
+
+# The grids of SAAT's Fig. 6 and ProS-GAN's Fig. 4 are not published: these are ours. An option
+# of SAAT training, and its values.
+WEIGHTS = {
+    "adversarial_weight": (0.01, 0.1, 0.5, 2.0, 5.0),
+    "quantization_weight": (0.0, 1e-5, 1e-3, 1e-2, 1e-1),
+}
+# Generators beside the published one: changes of its section in config.learned.
+GENERATORS: dict[str, dict[str, float]] = {
+    "gan": {"hash_weight": 0.0},
+    "prosgan1": {"class_nodes": False},
+    **{f"prosgan_{w:g}": {"reconstruction_weight": w} for w in (10.0, 25.0, 100.0, 200.0)},
+}
 
 # What stands for each backbone at small scale: the widths of a convnet.
 _SMALL_WIDTHS = {
@@ -31,6 +43,11 @@ _SMALL_WIDTHS = {
     "vgg19": (8, 24, 48, 64),
     "resnet18": (12, 16, 32, 48),
 }
+
+
+def weighted(option: str, value: float) -> str:
+    """The name of a form hardened with one weight changed; a config's names have no points."""
+    return f"saat_{option}_{value:g}".replace(".", "p")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -43,12 +60,23 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             'PAPER,DATASET,OBJECTIVE,NETWORK,BITS such as "saat,nuswide,dph,alexnet,32", or '
             '"prosgan,coco,dpsh,vgg11,12,small"; PAPER: saat prosgan'
         )
-    paper, _, _, network, _ = words[:5]
+    paper, *names = words[:5]
+    return make_config(paper, *train_hash.parse_names(names, variant), small=small)
+
+
+def make_config(
+    paper: str, dataset: str, objective: str, network: str, num_bits: int, *, small: bool = False
+) -> ml_collections.ConfigDict:
+    """Returns the configuration of one network of a paper's grid; `small` is for a CPU."""
     if small and network not in _SMALL_WIDTHS:
         raise ValueError(f"{network!r} has no small form; expected one of {[*_SMALL_WIDTHS]}")
-    if small:
-        words[1], words[3] = "lists", "convnet"
-    config = train_hash.get_config(",".join([*words[1:5], paper]))
+    config = train_hash.make_config(
+        "lists" if small else dataset,
+        objective,
+        "convnet" if small else network,
+        num_bits,
+        protocol=paper,
+    )
     config.task = "chain" if paper == "saat" else "compare_attacks"
     config.defenses = _defenses() if paper == "saat" else {}
     config.attacks.update(_further_attacks(paper))
@@ -61,8 +89,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _defenses() -> dict[str, Any]:
     """ATRDH and SAAT; and SAAT with other weights, for its Fig. 6."""
     forms = {"atrdh": common.atrdh(), "saat": common.saat()}
-    for name, value in grid.WEIGHTS.items():
-        forms |= {grid.weighted(name, v): _weighted_saat(name, v) for v in value}
+    for name, value in WEIGHTS.items():
+        forms |= {weighted(name, v): _weighted_saat(name, v) for v in value}
     return forms
 
 
@@ -78,13 +106,13 @@ def _further_attacks(paper: str) -> dict[str, Any]:
         steps = attacks.published_attacks()["mainstay"]
         return {f"mainstay_{t}": dict(steps, num_steps=t) for t in (500, 1000)}
     generator = attacks.published_attacks()["prosgan"]
-    return {name: dict(generator, learned=name) for name in grid.GENERATORS}
+    return {name: dict(generator, learned=name) for name in GENERATORS}
 
 
 def _generators(published: dict[str, Any]) -> dict[str, Any]:
     """ProS-GAN without its hashing loss, without class nodes, and with other weights."""
     changed = {}
-    for name, changes in grid.GENERATORS.items():
+    for name, changes in GENERATORS.items():
         stage = {k: v for k, v in changes.items() if k not in published["options"]}
         options = {k: v for k, v in changes.items() if k in published["options"]}
         changed[name] = published | stage | {"options": published["options"] | options}
@@ -113,7 +141,7 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
             stage.state.hidden_width = 256
     for name in ("tha", "prosgan_prototypes"):
         config.learned[name].update(num_epochs=4, steps_per_epoch=50, hidden_width=256)
-    for name in ("prosgan", *grid.GENERATORS):
+    for name in ("prosgan", *GENERATORS):
         config.learned[name].update(num_epochs=4, base_width=8, evaluate_every=4)
         config.learned[name].schedule.learning_rate = 1e-3
     config.evaluation.batch_size = 32

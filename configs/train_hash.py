@@ -30,6 +30,7 @@ CIFAR-10 photos, 4 to 8 minutes each: csq 48.6 %, dph 50.8, dpn 46.6, dpsh 40.9,
 each: 69.4, 78.5, 71.0, 71.7, 81.3, 81.0, 71.2, untrained 37.7. At 224 pixels: not yet run.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -91,28 +92,43 @@ def _options(objective: str, *, slope: float | None, known_labels: bool) -> dict
     return options[objective]
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is as the head of this file says."""
-    words = variant.split(",")
-    known = (tuple(_REMAP), _OBJECTIVES, _NETWORKS, None, tuple(_PROTOCOLS))
-    fits = len(words) in (4, 5) and all(
+def parse_names(words: Sequence[str], variant: str) -> tuple[str, str, str, int]:
+    """Data set, objective, network and code length, of the words of a variant.
+
+    Raises:
+        ValueError: if a word is unknown, quoting the whole variant.
+    """
+    known = (tuple(_REMAP), _OBJECTIVES, _NETWORKS, None)
+    fits = len(words) == 4 and all(
         word in choices if choices else word.isdecimal() and int(word) > 0
-        for word, choices in zip(words, known, strict=False)
+        for word, choices in zip(words, known, strict=True)
     )
     if not fits:
         raise ValueError(
-            f"unknown variant {variant!r} of configs/train_hash.py; expected "
-            "DATASET,OBJECTIVE,NETWORK,BITS or DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL such as "
+            f"unknown variant {variant!r}; expected DATASET,OBJECTIVE,NETWORK,BITS such as "
             f'"flickr25k,hashnet,vgg11,32"; DATASET: {" ".join(_REMAP)}; '
             f"OBJECTIVE: {' '.join(_OBJECTIVES)}; NETWORK: {' '.join(_NETWORKS)}; "
-            f"BITS: a number from 1; PROTOCOL: {' '.join(_PROTOCOLS)}"
+            f"BITS: a number from 1; then a PROTOCOL if you like: {' '.join(_PROTOCOLS)}"
         )
-    dataset, objective, network, bits, protocol = (*words, "saat")[:5]
+    return words[0], words[1], words[2], int(words[3])
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is as the head of this file says."""
+    words = variant.split(",")
+    protocol = words.pop() if len(words) == 5 and words[4] in _PROTOCOLS else "saat"
+    return make_config(*parse_names(words, variant), protocol=protocol)
+
+
+def make_config(
+    dataset: str, objective: str, network: str, num_bits: int, *, protocol: str
+) -> ml_collections.ConfigDict:
+    """Returns the configuration of one hashing network in the protocol of a paper."""
     values = _PROTOCOLS[protocol]
     config = lists.get_config("small" if network == "convnet" else "")
     config.task = "train_hash"
     config.data.remap = _REMAP[dataset]
-    config.model.update(name=network, num_bits=int(bits), input_norm=values["input_norm"])
+    config.model.update(name=network, num_bits=num_bits, input_norm=values["input_norm"])
     # ProS-GAN has networks of its own for HashNet.
     normal = network in _RESNETS or (protocol, objective) == ("prosgan", "hashnet")
     config.model.hash_init = "normal" if normal else "torch"

@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
     start_jax(config["precision"], _CACHE.value)
 
     # Imported here, so that a wrong flag is answered at once.
-    from launch import tasks
     from saat_jax import parallel
+    from saat_jax.pipeline import tasks
 
     if _DISTRIBUTED.value:
         parallel.start(*places)

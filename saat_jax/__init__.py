@@ -4,7 +4,7 @@ The names below are the functional API: pure functions on plain arrays, which ne
 TensorFlow nor the training code.
 """
 
-__version__ = "0.1.0"
+from importlib import metadata
 
 from saat_jax.attacks import (
     alpha_schedule,
@@ -39,6 +39,8 @@ from saat_jax.retrieval import (
     precision_at_n,
     precision_recall_curve,
 )
+
+__version__ = metadata.version("saat-jax")
 
 __all__ = [
     "ATTACKS",

@@ -16,8 +16,8 @@ import pytest
 from benchmarks import cost
 from configs import defenses as defenses_config
 from configs import demo
-from launch.run import Run, make_optimizer
-from saat_jax import defenses, networks, objectives, parallel, training
+from saat_jax import defenses, networks, objectives, optimizers, parallel, training
+from saat_jax.pipeline.run import Run, make_optimizer
 
 DOCS = (pathlib.Path(__file__).parents[1] / "docs" / "cost.md").read_text()
 # A small one of each family, and images for it.
@@ -130,7 +130,7 @@ def _path(optimizer, gradients):
 
 def test_accumulation_worked_by_hand():
     # Rates 1, 10, 100, ... of the steps 0 to 4: updates take those of steps 0, 2 and 4.
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "sgd", lambda step: 10.0**step, num_steps=5, momentum=0.5, accumulate=2
     )
     # Means 2 and 6, then 9 alone; momentum 2, 6 + 1 = 7, 9 + 3.5 = 12.5.
@@ -140,8 +140,8 @@ def test_accumulation_worked_by_hand():
 
 def test_adam_counts_updates_and_decays_the_parameter_once():
     settings = {"schedule": lambda step: 0.1, "beta1": 0.5, "weight_decay": 0.1}
-    once = training.make_optimizer("adam", num_steps=2, **settings)
-    thrice = training.make_optimizer("adam", num_steps=6, accumulate=3, **settings)
+    once = optimizers.make_optimizer("adam", num_steps=2, **settings)
+    thrice = optimizers.make_optimizer("adam", num_steps=6, accumulate=3, **settings)
     path = _path(thrice, [1, 2, 3, -4, 0, -2])
     np.testing.assert_allclose(path[2::3], _path(once, [2, -2]), rtol=1e-5)
     assert path[1] == 0 and path[3] == path[2]
@@ -182,7 +182,7 @@ def test_four_passes_of_eight_images_are_one_of_thirty_two():
     objective = CSQ.init(jax.random.key(0), np.eye(CLASSES, dtype=np.float32), BITS)
 
     def train(batches, *, accumulate, num_devices):
-        optimizer = training.make_optimizer(
+        optimizer = optimizers.make_optimizer(
             "sgd",
             lambda step: 0.5 if step < accumulate else 0.1,
             num_steps=len(batches),
@@ -228,7 +228,7 @@ class ToyState:
 
 
 def test_a_run_stopped_between_two_passes_goes_on_with_the_same_bits(tmp_path):
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "adam", lambda step: 0.1, num_steps=8, weight_decay=0.1, accumulate=4
     )
     first = ToyState(jnp.int32(0), jnp.float32(1), optimizer.init(jnp.float32(1)))

@@ -11,7 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from saat_jax import attacks, defenses, networks, objectives, parallel, prototypes, training
+from saat_jax import (
+    attacks,
+    defenses,
+    networks,
+    objectives,
+    optimizers,
+    parallel,
+    prototypes,
+)
 from tests import defenses_test, golden, prototypes_test, tiny, training_test
 from tests.defenses_test import BANK_SIZE, DPH, NUM_BITS, NUM_CLASSES, LinearNet, MeetingNet
 
@@ -281,8 +289,8 @@ def test_golden_train_atrdh():
         for layer, kind in (parameter.rsplit(".", 1) for parameter in names)
     ]
     net, prototype_params = prototypes_test._filled_net(case, "tha", names, shapes)
-    schedule = training.milestone_schedule(constants["lr"], num_steps=num_steps)
-    optimizer = training.make_optimizer(
+    schedule = optimizers.milestone_schedule(constants["lr"], num_steps=num_steps)
+    optimizer = optimizers.make_optimizer(
         "adam", schedule, num_steps=num_steps, beta1=constants["betas"][0]
     )
     model, variables = tiny.tiny_net(weights), tiny.tiny_variables(weights)
@@ -423,7 +431,7 @@ def test_golden_formula_adam():
     words = re.search(r"lr=(\S+) betas=\((\S+),", training_test._description("adam"))
     rate, beta1 = map(float, words.groups())
     gradients = formula.inputs["grads"]
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "adam", lambda _: rate, num_steps=len(gradients), beta1=beta1
     )
     path = training_test._minimise(optimizer, formula.inputs["p0"], gradients)

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from saat_jax import attacks, defenses, mainstay, networks, objectives, parallel, training
+from saat_jax import (
+    attacks,
+    defenses,
+    mainstay,
+    networks,
+    objectives,
+    optimizers,
+    parallel,
+)
 from tests import defenses_test, golden, tiny
 from tests.defenses_test import BANK_SIZE, DPH, NUM_BITS, LinearNet, MeetingNet
 
@@ -156,8 +164,8 @@ def test_golden_train_cgat(name):
     case = golden.load(f"train_cgat_{name}")
     constants, (num_steps, size) = case.constants, case["index"].shape
     weights = case.group("w0.")
-    schedule = training.milestone_schedule(constants["lr"], num_steps=num_steps)
-    optimizer = training.make_optimizer(
+    schedule = optimizers.milestone_schedule(constants["lr"], num_steps=num_steps)
+    optimizer = optimizers.make_optimizer(
         "sgd",
         schedule,
         num_steps=num_steps,

@@ -18,9 +18,9 @@ from saat_jax import (
     mainstay,
     networks,
     objectives,
+    optimizers,
     parallel,
     retrieval,
-    training,
 )
 from tests import golden, tiny
 
@@ -88,7 +88,7 @@ def _on_all_devices(update):
 
 
 def _optimizer(learning_rate=0.1, momentum=0.9):
-    return training.make_optimizer(
+    return optimizers.make_optimizer(
         "sgd", lambda _: learning_rate, num_steps=1, momentum=momentum, weight_decay=5e-4
     )
 
@@ -189,13 +189,13 @@ def _golden_hashing(case, objective, schedule, phrase):
     constants, (num_steps, size) = case.constants, case["index"].shape
     steps_per_epoch = num_steps // constants["n_epochs"]
     weights = case.group("w0.")
-    schedule = training.make_schedule(
+    schedule = optimizers.make_schedule(
         schedule,
         constants["lr"],
         num_epochs=constants["n_epochs"],
         steps_per_epoch=steps_per_epoch,
     )
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "sgd",
         schedule,
         num_steps=num_steps,
@@ -285,8 +285,8 @@ def _golden_saat(case, bank, name="dph"):
     constants = case.constants
     num_steps, size = case["index"].shape
     weights = case.group("w0.")
-    schedule = training.milestone_schedule(constants["lr"], num_steps=num_steps)
-    optimizer = training.make_optimizer(
+    schedule = optimizers.milestone_schedule(constants["lr"], num_steps=num_steps)
+    optimizer = optimizers.make_optimizer(
         "sgd",
         schedule,
         num_steps=num_steps,
@@ -414,7 +414,7 @@ def test_golden_formula_int_saat_step(bank, expected_name):
     expected = formula.expected[expected_name]
     images = golden.nhwc(inputs["x_NCHW"])
     # Constants of the step that the vector names in words: SPEC 6.1.
-    optimizer = training.make_optimizer("sgd", lambda _: 0.05, num_steps=1, weight_decay=1e-5)
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.05, num_steps=1, weight_decay=1e-5)
     update = defenses.make_saat_update(
         LinearNet(len(inputs["b"])),
         DPH,

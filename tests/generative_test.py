@@ -16,7 +16,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from saat_jax import generative, networks, parallel
+from saat_jax import generative, networks, optimizers, parallel
 from tests import golden, tiny
 
 NUM_CLASSES, NUM_BITS, NUM_SEMANTICS, SIZE = 4, 6, 12, 32
@@ -321,7 +321,7 @@ def test_scores_of_other_classes_are_refused():
 def test_golden_schedule():
     formula = golden.formula("prosgan_lr")
     inputs = formula.inputs
-    schedule = generative.gan_schedule(
+    schedule = optimizers.gan_schedule(
         1.0,
         num_epochs=inputs["n_epochs"] + inputs["n_epochs_decay"],
         num_decay_epochs=inputs["n_epochs_decay"],
@@ -339,7 +339,7 @@ def test_golden_rates_of_epochs():
         if match := re.fullmatch(r"n(\d+)_d(\d+)_c(\d+)", name):
             found += 1
             constant, decay, first = map(int, match.groups())
-            schedule = generative.gan_schedule(
+            schedule = optimizers.gan_schedule(
                 expected[0],
                 num_epochs=constant + decay,
                 num_decay_epochs=decay,
@@ -352,7 +352,7 @@ def test_golden_rates_of_epochs():
 
 
 def test_schedule_worked_by_hand():
-    schedule = generative.gan_schedule(1.0, num_epochs=5, steps_per_epoch=2)
+    schedule = optimizers.gan_schedule(1.0, num_epochs=5, steps_per_epoch=2)
     rates = [1, 1, 1, 1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
     np.testing.assert_allclose([schedule(step) for step in range(10)], rates)
 

@@ -20,7 +20,6 @@ from configs import attacks as attacks_config
 from configs import defenses as defenses_config
 from configs import demo
 from launch import main as launch_main
-from launch import run, stages, tasks
 from saat_jax import (
     attacks,
     checkpoints,
@@ -31,6 +30,7 @@ from saat_jax import (
     objectives,
     training,
 )
+from saat_jax.pipeline import run, stages, tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(

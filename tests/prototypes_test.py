@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from saat_jax import attacks, hamming, objectives, parallel, prototypes, training
+from saat_jax import attacks, hamming, objectives, optimizers, parallel, prototypes, training
 from tests import golden, tiny
 
 WRAPS = [jax.jit, lambda function: function]
@@ -384,7 +384,7 @@ def test_bank_must_suit_the_network(cut):
 
 
 def test_schedule_is_the_published_one():
-    schedule = training.make_schedule("milestones", 1e-4, num_epochs=100, steps_per_epoch=300)
+    schedule = optimizers.make_schedule("milestones", 1e-4, num_epochs=100, steps_per_epoch=300)
     steps, rates = (0, 14_999, 15_000, 22_499, 22_500, 29_999), (1, 1, 0.1, 0.1, 0.01, 0.01)
     np.testing.assert_allclose([schedule(step) for step in steps], np.array(rates) * 1e-4)
 

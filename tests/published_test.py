@@ -13,11 +13,13 @@ import urllib.parse
 import numpy as np
 import pytest
 
+from launch.reproduce import panels, published
+from launch.reproduce import site as sites
+from launch.reproduce.claims import check_claims
 from saat_jax import reports
-from saat_jax.reports import panels, published
 from tests import reports_test
 
-ROWS = reports.load_published()
+ROWS = published.load_published()
 # Rows and columns as the papers print them.
 SHAPES = {
     "saat:II": (9, 12),
@@ -45,7 +47,7 @@ def _find(table_id, **fields):
 
 
 def _measured(rows, change=lambda row: row.value):
-    return [reports.Cell(row, (change(row),)) for row in rows]
+    return [published.Cell(row, (change(row),)) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +59,19 @@ def run(tmp_path_factory):
 def site(run, tmp_path_factory):
     """The site of two tables and two figures, written to two folders."""
     cells = [
-        reports.Cell(row, (row.value + 1, row.value + 2), "runs/a b/report.html")
+        published.Cell(row, (row.value + 1, row.value + 2), "runs/a b/report.html")
         for row in _find("saat:VI", bits="16")
     ]
-    cells += [reports.Cell(row) for row in _find("prosgan:2")]
+    cells += [published.Cell(row) for row in _find("prosgan:2")]
     figures = [
-        reports.Figure("saat:fig3", "All kinds", _panels(run), "No numbers <stated>."),
-        reports.Figure("prosgan:fig6", "Later", [reports.ExamplePanel("a", {"b": run / "no.npz"})]),
+        panels.Figure("saat:fig3", "All kinds", _panels(run), "No numbers <stated>."),
+        panels.Figure("prosgan:fig6", "Later", [panels.ExamplePanel("a", {"b": run / "no.npz"})]),
     ]
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     for folder in folders:
         (folder / "runs/a b").mkdir(parents=True)
         (folder / "runs/a b/report.html").touch()
-        reports.write_site(
+        sites.write_site(
             folder,
             cells,
             figures,
@@ -83,9 +85,9 @@ def site(run, tmp_path_factory):
 def _panels(run):
     names = ("benign", "mainstay_targeted")
     return [
-        reports.CurvePanel("Curves", "precision_recall", {n: run / f"{n}.json" for n in names}),
-        reports.SweepPanel("Sweep", "bits", {"a": [(16, run / "benign.json", "map")]}),
-        reports.ExamplePanel("Found", {"SAAT": run / "mainstay.npz"}, "retrieval", 2),
+        panels.CurvePanel("Curves", "precision_recall", {n: run / f"{n}.json" for n in names}),
+        panels.SweepPanel("Sweep", "bits", {"a": [(16, run / "benign.json", "map")]}),
+        panels.ExamplePanel("Found", {"SAAT": run / "mainstay.npz"}, "retrieval", 2),
     ]
 
 
@@ -104,7 +106,7 @@ def test_published_figures_are_complete():
 
 
 def test_every_published_figure_has_exactly_one_place():
-    tables = published.make_tables([reports.Cell(row) for row in ROWS])
+    tables = published.make_tables([published.Cell(row) for row in ROWS])
     placed = [cell.row for table in tables for cell in table.cells]
     assert len(placed) == len(ROWS)
     assert set(placed) == set(ROWS)
@@ -116,7 +118,7 @@ def test_every_published_figure_has_exactly_one_place():
 
 
 def test_table_lies_as_in_the_paper():
-    (table,) = published.make_tables([reports.Cell(row) for row in _find("saat:II")])
+    (table,) = published.make_tables([published.Cell(row) for row in _find("saat:II")])
     assert table.columns[:5] == [
         *(("FLICKR-25K", f"{bits} bits") for bits in (16, 32, 48, 64)),
         ("NUS-WIDE", "16 bits"),
@@ -131,7 +133,7 @@ def test_table_lies_as_in_the_paper():
 
 def test_two_cells_of_a_figure_are_refused():
     with pytest.raises(ValueError, match="two cells.*expected one"):
-        published.make_tables([reports.Cell(ROWS[0]), reports.Cell(ROWS[0], (1.0,))])
+        published.make_tables([published.Cell(ROWS[0]), published.Cell(ROWS[0], (1.0,))])
 
 
 # Table VI: 76.70 and 62.82 at 16 bits, 77.47 at 32 bits.
@@ -141,9 +143,9 @@ def _small_table():
         for steps, bits in (("0", "16"), ("1", "16"), ("0", "32"))
     )
     cells = [
-        reports.Cell(first, (75.7, 76.7, 77.0), "runs/a.html"),
-        reports.Cell(second),
-        reports.Cell(third, (77.468,)),
+        published.Cell(first, (75.7, 76.7, 77.0), "runs/a.html"),
+        published.Cell(second),
+        published.Cell(third, (77.468,)),
     ]
     (table,) = published.make_tables(cells)
     return table
@@ -173,17 +175,17 @@ def test_csv_worked_by_hand():
 
 def test_times_keep_their_leading_digits():
     row = _find("prosgan:2", metric="time_s_per_image", attack="DHTA")[0]
-    assert reports.Cell(row, (0.00041234,)).shown == ("0.0004123", "", "9.957", "-9.957")
+    assert published.Cell(row, (0.00041234,)).shown == ("0.0004123", "", "9.957", "-9.957")
 
 
 def test_spread_is_the_standard_deviation_over_seeds():
-    assert reports.Cell(ROWS[0], (1.0, 3.0)).spread == pytest.approx(np.std([1, 3], ddof=1))
-    assert reports.Cell(ROWS[0], (1.0,)).spread is None
-    assert reports.Cell(ROWS[0]).mean is None
+    assert published.Cell(ROWS[0], (1.0, 3.0)).spread == pytest.approx(np.std([1, 3], ddof=1))
+    assert published.Cell(ROWS[0], (1.0,)).spread is None
+    assert published.Cell(ROWS[0]).mean is None
 
 
 def test_claims_from_the_published_tables_are_those_printed():
-    claims = reports.check_claims(_measured(ROWS))
+    claims = check_claims(_measured(ROWS))
     assert len(claims) == 27
     for claim in claims:
         printed = [float(x) for x in re.findall(r"[\d.]+", claim.printed.replace(",", ""))]
@@ -200,16 +202,16 @@ def test_claims_from_the_published_tables_are_those_printed():
 
 
 def test_claims_without_their_cells_stay_open():
-    assert {claim.holds for claim in reports.check_claims([])} == {None}
+    assert {claim.holds for claim in check_claims([])} == {None}
     nus = _measured(_find("saat:II", dataset="NUS-WIDE"))
-    claims = reports.check_claims(nus)
+    claims = check_claims(nus)
     (known,) = [claim for claim in claims if claim.holds is not None]
     assert "t-MAP higher than THA, NUS-WIDE" in known.statement
     assert known.ours == pytest.approx(known.published)
 
 
 def test_claims_fail_where_ours_point_the_other_way():
-    claims = reports.check_claims(_measured(ROWS, lambda row: 100 - row.value))
+    claims = check_claims(_measured(ROWS, lambda row: 100 - row.value))
     # Where both sides are mirrored, so is the gap.
     assert {claim.holds for claim in claims} == {False}
 
@@ -217,20 +219,20 @@ def test_claims_fail_where_ours_point_the_other_way():
 def test_mean_over_seeds_decides_a_claim():
     rows = _find("prosgan:4", hashing_method="HashNet", bits="32", metric="t-MAP@all")
     cells = [
-        reports.Cell(row, (60.0, 70.0) if row.attack == "ProS-GAN" else (66.0,)) for row in rows
+        published.Cell(row, (60.0, 70.0) if row.attack == "ProS-GAN" else (66.0,)) for row in rows
     ]
-    claim = reports.check_claims(cells)[-1]
+    claim = check_claims(cells)[-1]
     assert claim.ours == (-1.0,)
     assert claim.holds is False
 
 
 def test_curves_of_benign_queries_beside_targeted_ones_are_against_the_target(run):
     panel = _panels(run)[0]
-    (chart,) = panels.make_blocks(reports.Figure("saat:fig3", "", [panel]))
+    (chart,) = panels.make_blocks(panels.Figure("saat:fig3", "", [panel]))
     record = json.loads((run / "benign.json").read_text())
     assert chart.lines[0].y == record["curves"]["precision_recall_target"]["precision"]
     own = dataclasses.replace(panel, records={"benign": run / "benign.json"})
-    (chart,) = panels.make_blocks(reports.Figure("saat:fig3", "", [own]))
+    (chart,) = panels.make_blocks(panels.Figure("saat:fig3", "", [own]))
     assert chart.lines[0].y == record["curves"]["precision_recall"]["precision"]
 
 
@@ -238,8 +240,8 @@ def test_sweep_makes_a_chart_of_each_quantity(run):
     path = run / "mainstay.json"
     points = [(x, path, name) for x in (100, 25) for name in ("map", "root_mean_square")]
     points.append((50, run / "missing.json", "map"))
-    panel = reports.SweepPanel("by alpha", "alpha", {"SAAT": points})
-    first, second = panels.make_blocks(reports.Figure("prosgan:fig4", "", [panel]))
+    panel = panels.SweepPanel("by alpha", "alpha", {"SAAT": points})
+    first, second = panels.make_blocks(panels.Figure("prosgan:fig4", "", [panel]))
     (line,) = first.lines
     assert (first.y_label, line.x, line.y) == ("MAP@5000", (25, 100), (0.0981, 0.0981))
     (line,) = second.lines
@@ -247,29 +249,29 @@ def test_sweep_makes_a_chart_of_each_quantity(run):
 
 
 def test_examples_show_the_query_and_then_what_it_retrieves(run):
-    panel = reports.ExamplePanel("a", {"SAAT": run / "mainstay.npz"}, "retrieval", 3)
-    (tiles,) = panels.make_blocks(reports.Figure("saat:fig5", "", [panel]))
+    panel = panels.ExamplePanel("a", {"SAAT": run / "mainstay.npz"}, "retrieval", 3)
+    (tiles,) = panels.make_blocks(panels.Figure("saat:fig5", "", [panel]))
     ((label, images, marks),) = tiles.rows
     with np.load(run / "mainstay.npz") as arrays:
         assert label == "SAAT"
         assert marks == [None, *arrays["top_relevant"][0, :3]]
         np.testing.assert_array_equal(images[1], arrays["top_images"][0, 0])
     panel = dataclasses.replace(panel, kind="images")
-    (tiles,) = panels.make_blocks(reports.Figure("saat:fig7", "", [panel]))
+    (tiles,) = panels.make_blocks(panels.Figure("saat:fig7", "", [panel]))
     assert [row[0] for row in tiles.rows] == ["benign", "SAAT", "its change, 15 times"]
     assert {len(row[1]) for row in tiles.rows} == {3}
 
 
 def test_panels_that_ask_for_what_there_is_not_are_refused(run):
     wrong = [
-        reports.CurvePanel("", "roc", {"a": run / "benign.json"}),
-        reports.SweepPanel("", "", {"a": [(1, run / "benign.json", "speed")]}),
-        reports.ExamplePanel("", {"a": run / "benign.npz"}, "movie"),
+        panels.CurvePanel("", "roc", {"a": run / "benign.json"}),
+        panels.SweepPanel("", "", {"a": [(1, run / "benign.json", "speed")]}),
+        panels.ExamplePanel("", {"a": run / "benign.npz"}, "movie"),
     ]
     messages = "roc.*expected", "speed.*evaluate", "movie.*expected"
     for panel, message in zip(wrong, messages, strict=True):
         with pytest.raises(ValueError, match=message):
-            panels.make_blocks(reports.Figure("saat:fig3", "", [panel]))
+            panels.make_blocks(panels.Figure("saat:fig3", "", [panel]))
 
 
 class _Links(html.parser.HTMLParser):

@@ -24,8 +24,8 @@ from jax import lax
 
 from benchmarks import kill_and_resume
 from configs import demo
-from launch import tasks
 from saat_jax import checkpoints, defenses, files, objectives, training
+from saat_jax.pipeline import tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS, BATCH_SIZE, WIDTH = 40, 16, 4096

@@ -7,10 +7,11 @@ import json
 import pytest
 
 from configs import reproduce as cells
-from launch import grid, plan, reproduce
-from saat_jax import files, reports
+from launch.reproduce import __main__ as reproduce
+from launch.reproduce import grid, plan, published
+from saat_jax import files
 
-ROWS = reports.load_published()
+ROWS = published.load_published()
 
 
 def _job(workdir, **changes):
@@ -307,7 +308,7 @@ def test_a_failure_is_told_and_what_does_not_need_it_goes_on(tmp_path, capsys, m
 
     class Failing(reproduce.Runner):
         def __call__(self, stage):
-            if stage.models[0].bits == 24:
+            if stage.models[0].num_bits == 24:
                 raise ValueError("the disk is full")
             done.append(stage.title)
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import train_hash
-from launch import tasks
 from saat_jax import networks, objectives
+from saat_jax.pipeline import tasks
 
 DATASETS = ("flickr25k", "nuswide", "coco", "lists")
 # SPEC 0, 2.1, 2.3, 3.1 and 7.1.

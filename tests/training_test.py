@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from saat_jax import checkpoints, datasets, defenses, networks, objectives, training
+from saat_jax import checkpoints, datasets, defenses, networks, objectives, optimizers, training
 from tests import golden
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 8, 5
@@ -38,21 +38,21 @@ def _description(name):
 
 def test_epoch_schedule_worked_by_hand():
     # Six epochs of two steps: each third has two epochs, and its drop comes one epoch late.
-    schedule = training.epoch_schedule(0.5, num_epochs=6, steps_per_epoch=2)
+    schedule = optimizers.epoch_schedule(0.5, num_epochs=6, steps_per_epoch=2)
     expected = [0.5] * 6 + [0.05] * 4 + [0.005] * 2
     np.testing.assert_allclose([schedule(step) for step in range(12)], expected)
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2])
 def test_epoch_schedule_of_fewer_than_three_epochs(num_epochs):
-    schedule = training.epoch_schedule(0.5, num_epochs=num_epochs, steps_per_epoch=3)
+    schedule = optimizers.epoch_schedule(0.5, num_epochs=num_epochs, steps_per_epoch=3)
     np.testing.assert_allclose([schedule(step) for step in range(3 * num_epochs)], 0.5)
 
 
 def test_golden_formula_hash_lr():
     formula = golden.formula("hash_lr")
     for num_epochs in formula.inputs["n_epochs"]:
-        schedule = training.epoch_schedule(1.0, num_epochs=num_epochs, steps_per_epoch=7)
+        schedule = optimizers.epoch_schedule(1.0, num_epochs=num_epochs, steps_per_epoch=7)
         for offset in (0, 6):
             rates = [schedule(7 * epoch + offset) for epoch in range(num_epochs)]
             expected = formula.expected[str(num_epochs)]
@@ -61,14 +61,14 @@ def test_golden_formula_hash_lr():
 
 def test_milestone_schedule_worked_by_hand():
     # Of 6 steps one half is 3, three quarters is 4.5, which no step reaches.
-    schedule = training.milestone_schedule(2.0, num_steps=6)
+    schedule = optimizers.milestone_schedule(2.0, num_steps=6)
     np.testing.assert_allclose([schedule(step) for step in range(6)], [2, 2, 2, 0.2, 0.2, 0.2])
 
 
 def test_golden_saat_lr_schedule():
     case = golden.load("saat_lr_schedule")
     for name, expected in case.arrays.items():
-        schedule = training.milestone_schedule(float(expected[0]), num_steps=len(expected))
+        schedule = optimizers.milestone_schedule(float(expected[0]), num_steps=len(expected))
         rates = [schedule(step) for step in range(len(expected))]
         np.testing.assert_allclose(rates, expected, rtol=case.tolerance("rel"), err_msg=name)
 
@@ -81,7 +81,7 @@ def test_golden_formula_multistep_milestones():
         assert -(-size // batch_size) == steps_per_epoch
         for defence, num_epochs in re.findall(r"(\w+) \((\d+) ep\)", words):
             num_steps = int(num_epochs) * steps_per_epoch
-            schedule = training.milestone_schedule(1.0, num_steps=num_steps)
+            schedule = optimizers.milestone_schedule(1.0, num_steps=num_steps)
             rates = np.array([schedule(step) for step in range(num_steps)])
             drops = np.flatnonzero(np.diff(rates)) + 1
             expected = [at for at, fires in formula.expected[data][defence] if fires]
@@ -90,12 +90,12 @@ def test_golden_formula_multistep_milestones():
 
 def test_make_schedule_knows_its_names():
     make = functools.partial(
-        training.make_schedule, learning_rate=0.2, num_epochs=4, steps_per_epoch=3
+        optimizers.make_schedule, learning_rate=0.2, num_epochs=4, steps_per_epoch=3
     )
     steps = range(12)
-    epochs = training.epoch_schedule(0.2, num_epochs=4, steps_per_epoch=3)
+    epochs = optimizers.epoch_schedule(0.2, num_epochs=4, steps_per_epoch=3)
     assert [make("thirds")(s) for s in steps] == [epochs(s) for s in steps]
-    milestones = training.milestone_schedule(0.2, num_steps=12)
+    milestones = optimizers.milestone_schedule(0.2, num_steps=12)
     assert [make("milestones")(s) for s in steps] == [milestones(s) for s in steps]
     assert {make("constant")(s) for s in steps} == {0.2}
     # Half a cosine: 0.2, then half of it midway, then zero.
@@ -127,7 +127,7 @@ def test_golden_formula_sgd_momentum():
         re.search(r"lr=(\S+) momentum=(\S+) wd=(\S+)", _description("sgd_momentum")).groups(),
     )
     gradients = formula.inputs["grads"]
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "sgd", lambda _: rate, num_steps=len(gradients), momentum=momentum, weight_decay=decay
     )
     formula.assert_close(
@@ -145,26 +145,26 @@ def test_adam_follows_pytorch():
         root = (second / (1 - 0.999**step)) ** 0.5
         value -= rate * first / (1 - 0.9**step) / (root + 1e-8)
         expected.append(value)
-    optimizer = training.make_optimizer("adam", lambda _: rate, num_steps=4, weight_decay=decay)
+    optimizer = optimizers.make_optimizer("adam", lambda _: rate, num_steps=4, weight_decay=decay)
     np.testing.assert_allclose(_minimise(optimizer, 1.0, gradients), expected, rtol=1e-5)
 
 
 def test_the_rate_follows_the_schedule_and_is_kept_beyond_it():
-    optimizer = training.make_optimizer("sgd", [0.5, 0.25, 0.125].__getitem__, num_steps=3)
+    optimizer = optimizers.make_optimizer("sgd", [0.5, 0.25, 0.125].__getitem__, num_steps=3)
     path = _minimise(optimizer, 0.0, [1, 1, 1, 1, 1])
     np.testing.assert_allclose(-np.diff([0, *path]), [0.5, 0.25, 0.125, 0.125, 0.125])
 
 
 def test_the_rate_of_an_optimizer_that_is_not_used_in_every_step():
     rates = [0.5, 0.25, 0.125, 0.0625, 0.03125]
-    optimizer = training.make_optimizer("sgd", rates.__getitem__, num_steps=5, updates=[0, 2, 3])
+    optimizer = optimizers.make_optimizer("sgd", rates.__getitem__, num_steps=5, updates=[0, 2, 3])
     path = _minimise(optimizer, 0.0, [1, 1, 1])
     np.testing.assert_allclose(-np.diff([0, *path]), [0.5, 0.125, 0.0625])
 
 
 def test_make_optimizer_knows_its_names():
     with pytest.raises(ValueError, match=r"unknown optimizer 'lamb'; .* \['adam', 'sgd'\]"):
-        training.make_optimizer("lamb", lambda _: 0.1, num_steps=1)
+        optimizers.make_optimizer("lamb", lambda _: 0.1, num_steps=1)
 
 
 # --- the loop, with an update that is easy to follow ---
@@ -328,10 +328,10 @@ def small_run(folder, *, delay=0.0, fail_at=None):
     """Trains SAAT on a few digits; `delay` seconds a batch, and an error before step `fail_at`."""
     data = datasets.load_digits(image_size=16, num_query=1, num_database=36, num_train=36)
     model = networks.ConvNet(8, widths=(4, 8))
-    schedule = training.make_schedule(
+    schedule = optimizers.make_schedule(
         "milestones", 0.05, num_epochs=NUM_EPOCHS, steps_per_epoch=STEPS_PER_EPOCH
     )
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         "sgd", schedule, num_steps=NUM_STEPS, momentum=0.9, weight_decay=1e-4
     )
     codes = np.random.default_rng(0).choice([-1.0, 1.0], (36, 8)).astype(np.float32)

@@ -11,13 +11,13 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-import saat_jax
 from saat_jax import datasets, files, hamming, networks
 from saat_jax.evaluation import folders
 from saat_jax.evaluation.crafting import AttackResult, Batches, attack_queries, encode
@@ -248,7 +248,7 @@ def circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, An
             "base_rate": datasets.relevant_share(dataset.query.labels, dataset.database.labels),
             **dataclasses.asdict(protocol),
         },
-        "version": saat_jax.__version__,
+        "version": metadata.version("saat-jax"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }

@@ -30,7 +30,6 @@ from saat_jax.generative.models import (
 )
 from saat_jax.generative.update import (
     GanState,
-    gan_schedule,
     init_state,
     make_gan_update,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "discriminator_loss",
     "double_size",
     "focused_hash_loss",
-    "gan_schedule",
     "generate",
     "init_state",
     "instance_norm",

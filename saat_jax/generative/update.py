@@ -260,37 +260,3 @@ def _step(
     """The parameters and the optimizer's state after one step."""
     updates, opt_state = optimizer.update(gradients, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
-
-
-def gan_schedule(
-    learning_rate: float,
-    *,
-    num_epochs: int,
-    steps_per_epoch: int,
-    num_decay_epochs: int | None = None,
-) -> Callable[[int], float]:
-    """Keeps the rate for the first half of the epochs, then lowers it by equal amounts.
-
-    One amount is left in the last epoch: of 100 epochs the rate is kept for 50, and the last
-    has 1/51 of it.
-
-    Args:
-        learning_rate: the first rate.
-        num_epochs: number of epochs.
-        steps_per_epoch: number of updates in an epoch.
-        num_decay_epochs: number of epochs with a lowered rate; by default half of them,
-            rounded up.
-
-    Returns:
-        The rate of a step, counted from 0.
-
-    Reference:
-        As released with ProS-GAN.
-    """
-    decay = num_epochs - num_epochs // 2 if num_decay_epochs is None else num_decay_epochs
-
-    def schedule(step: int) -> float:
-        lowered = step // steps_per_epoch + 1 - (num_epochs - decay)
-        return learning_rate * (1 - max(0, lowered) / (decay + 1))
-
-    return schedule

@@ -3,19 +3,14 @@
 Reads `config.json`, `models/<model>/metrics.jsonl`, `records/<model>/<attack>.{json,npz}`,
 `learned/<model>/<network>/` and `transfer/<attack>.json` below a work directory. A run may be
 unfinished: what is there is shown, what is not is named. Knows nothing of networks, attacks or
-devices, and needs neither JAX nor TensorFlow. Also: the published figures of both papers beside
-ours, as a site of tables and figures.
+devices, and needs neither JAX nor TensorFlow.
 
 Vocabulary: a *record* is the judgement of one model on one kind of query (`benign`, or the
 name of an attack); *hardening* is what turns the model `pretrained` into any other model.
 """
 
-from saat_jax.reports.claims import Claim, check_claims
 from saat_jax.reports.page import write_report
-from saat_jax.reports.panels import CurvePanel, ExamplePanel, Figure, SweepPanel
-from saat_jax.reports.published import Cell, Published, load_published
 from saat_jax.reports.records import load_records
-from saat_jax.reports.site import write_site
 from saat_jax.reports.tables import (
     attack_table,
     iterations_table,
@@ -25,21 +20,11 @@ from saat_jax.reports.tables import (
 )
 
 __all__ = [
-    "Cell",
-    "Claim",
-    "CurvePanel",
-    "ExamplePanel",
-    "Figure",
-    "Published",
-    "SweepPanel",
     "attack_table",
-    "check_claims",
     "iterations_table",
-    "load_published",
     "load_records",
     "summary_table",
     "terminal_tables",
     "transfer_table",
     "write_report",
-    "write_site",
 ]

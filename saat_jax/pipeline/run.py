@@ -10,10 +10,9 @@
 """
 
 import functools
-import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,17 +30,15 @@ from saat_jax import (
     generative,
     networks,
     objectives,
+    optimizers,
     prototypes,
     training,
 )
+from saat_jax.pipeline.validation import check_numbers, check_options, find_learners
 
 Config = dict[str, Any]
 # (encode_fn, variables, the checkpoint they are from).
 Model = tuple[networks.EncodeFn, Any, checkpoints.Checkpoint]
-
-# Attacks for which networks are trained, by sections of config.learned: that of the attack's name
-# or of its option `learned`, and these.
-LEARNERS: dict[str, tuple[str, ...]] = {"tha": (), "prosgan": ("prosgan_prototypes",)}
 
 
 class Run:
@@ -73,16 +70,16 @@ class Run:
             name: evaluation.AttackSettings.create(**settings)
             for name, settings in config["attacks"].items()
         }
-        learners = _learners(config, self.suite)
+        learners = find_learners(config, self.suite)
         stages = {
             "pretrain": config["pretrain"],
             **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
             **{f"learned.{name}": config["learned"][name] for name in learners},
         }
-        _check_numbers({**stages, "evaluation": config["evaluation"]})
+        check_numbers({**stages, "evaluation": config["evaluation"]})
         model = self.network(config["model"])
         self.objective = objectives.create_objective(**config["objective"])
-        optimizers = {
+        made = {
             place: make_optimizer(stage, num_epochs=1, steps_per_epoch=1)[1]
             for place, stage in stages.items()
         }
@@ -93,8 +90,8 @@ class Run:
                     f"{stage['first_bank']!r}"
                 )
             make_update = look_up(defenses.DEFENSES, stage["name"], "defence")
-            _check_options(f"defenses.{name}", make_update, stage["options"])
-            optimizer = optimizers[f"defenses.{name}"]
+            check_options(f"defenses.{name}", make_update, stage["options"])
+            optimizer = made[f"defenses.{name}"]
             make_update(model, self.objective, optimizer, seed=0, **stage["options"])
         self.protocol = evaluation.Protocol(
             **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
@@ -117,10 +114,10 @@ class Run:
         for name, attack in learners.items():
             place, stage = f"learned.{name}", config["learned"][name]
             if attack != "prosgan":
-                _check_options(place, prototypes.prototype_loss, stage["options"])
+                check_options(place, prototypes.prototype_loss, stage["options"])
                 continue
-            _check_options(place, generative.make_gan_update, stage["options"])
-            nets, pair = make_gan(stage, self.data.num_classes), [optimizers[place]] * 2
+            check_options(place, generative.make_gan_update, stage["options"])
+            nets, pair = make_gan(stage, self.data.num_classes), [made[place]] * 2
             encode_fn = networks.make_encode_fn(model)
             generative.make_gan_update(
                 *nets, encode_fn, *pair, steps_per_epoch=1, **stage["options"]
@@ -265,13 +262,13 @@ def make_gan(
 
 def make_optimizer(
     stage: Config, *, num_epochs: int, steps_per_epoch: int, updates: Sequence[int] | None = None
-) -> tuple[training.Schedule, optax.GradientTransformation]:
+) -> tuple[optimizers.Schedule, optax.GradientTransformation]:
     """The learning rate by step, and the optimizer, of a training stage."""
-    schedule = training.make_schedule(
+    schedule = optimizers.make_schedule(
         **stage["schedule"], num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
     )
     num_steps = num_epochs * steps_per_epoch
-    return schedule, training.make_optimizer(
+    return schedule, optimizers.make_optimizer(
         **stage["optimizer"],
         schedule=schedule,
         num_steps=num_steps,
@@ -285,46 +282,3 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}; expected one of {sorted(table)}")
     return table[name]
-
-
-def _learners(config: Config, suite: Mapping[str, evaluation.AttackSettings]) -> dict[str, str]:
-    """The sections of config.learned that the task trains, with what each is: an attack, or a
-    PrototypeNet for one.
-    """
-    found: dict[str, str] = {}
-    for attack in suite.values():
-        if attack.attack in LEARNERS:
-            helpers = LEARNERS[attack.attack]
-            found |= dict.fromkeys(helpers, "prototypes") | {attack.learned: attack.attack}
-            if absent := [s for s in (*helpers, attack.learned) if s not in config["learned"]]:
-                raise ValueError(
-                    f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
-                    "configs/attacks.py has them"
-                )
-    # Tasks that attack nothing.
-    return {} if config["task"].startswith(("train", "harden")) else found
-
-
-def _check_options(place: str, function: Callable[..., Any], options: Config) -> None:
-    """Refuses options that a function does not take."""
-    parameters = inspect.signature(function).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(f"{place}.options has no {unknown[0]!r}; it takes {sorted(known)}")
-
-
-def _check_numbers(sections: dict[str, Config]) -> None:
-    """Refuses counts that would fail only after hours of work."""
-    for section, values in sections.items():
-        for name, value in values.items():
-            counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
-            if (counts or name in ("batch_size", "accumulate")) and value < 1:
-                raise ValueError(f"{section}.{name} must be at least 1, got {value}")
-    devices = jax.device_count()
-    for section, values in sections.items():
-        if (rows := values["batch_size"]) % devices:
-            raise ValueError(
-                f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"
-            )
-    if (checkpoint := sections["evaluation"]["checkpoint"]) not in ("latest", "best"):
-        raise ValueError(f'evaluation.checkpoint must be "latest" or "best", got {checkpoint!r}')

@@ -1,4 +1,4 @@
-"""The tasks a config may name: config in, files of a run out (see `launch.run`)."""
+"""The tasks a config may name: config in, files of a run out (see `pipeline.run`)."""
 
 import functools
 import pathlib
@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection
 
 import jax
 
-from launch.run import Config, Run, look_up
-from launch.stages import harden, learn_attacks, train_hash
 from saat_jax import defenses, evaluation, reports
+from saat_jax.pipeline.learners import learn_attacks
+from saat_jax.pipeline.run import Config, Run, look_up
+from saat_jax.pipeline.stages import harden, train_hash
 
 
 def train_defenses(run: Run, *, kind: str | None = None) -> None:

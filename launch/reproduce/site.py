@@ -8,11 +8,12 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from launch.reproduce import panels, published
+from launch.reproduce.claims import Claim, check_claims
+from launch.reproduce.panels import Figure
+from launch.reproduce.published import Cell, Table
 from saat_jax import files
-from saat_jax.reports import markup, panels, published, results
-from saat_jax.reports.claims import Claim, check_claims
-from saat_jax.reports.panels import Figure
-from saat_jax.reports.published import Cell, Table
+from saat_jax.reports import markup, results
 from saat_jax.reports.style import CSS, SITE_CSS
 
 _HOLDS = {True: "holds", False: "does not hold", None: "not run"}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from saat_jax.reports.published import Cell, Published, load_published
+from launch.reproduce.published import Cell, Published, load_published
 
 _DATASETS = ("FLICKR-25K", "NUS-WIDE", "MS-COCO")
 # Gives the figures of a table that have some fields, in the papers' order.

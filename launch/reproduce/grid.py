@@ -1,6 +1,6 @@
 """The grid of both papers: what has to be trained, attacked and judged for each table and figure.
 
-The tables are the rows of `reports.load_published`; the figures, of which no numbers are
+The tables are the rows of `published.load_published`; the figures, of which no numbers are
 published, are listed here. Either names *measurements*: a model, one of its hardened forms or
 none, an attack, and a quantity of the record that judges it.
 """
@@ -8,7 +8,8 @@ none, an attack, and a quantity of the record that judges it.
 import dataclasses
 from collections.abc import Iterable
 
-from saat_jax import reports
+from configs.reproduce import GENERATORS, WEIGHTS, weighted
+from launch.reproduce import published
 
 DATASETS = {"FLICKR-25K": "flickr25k", "NUS-WIDE": "nuswide", "MS-COCO": "coco"}
 _OBJECTIVES = {"DPH": "dph", "DPSH": "dpsh", "HashNet": "hashnet", "CSQ": "csq"}
@@ -43,24 +44,6 @@ _QUANTITIES = {
     "time_s_per_image": ("", "seconds_per_image", 1.0),
 }
 
-# The grids of SAAT's Fig. 6 and ProS-GAN's Fig. 4 are not published: these are ours. An option
-# of SAAT training, and its values.
-WEIGHTS = {
-    "adversarial_weight": (0.01, 0.1, 0.5, 2.0, 5.0),
-    "quantization_weight": (0.0, 1e-5, 1e-3, 1e-2, 1e-1),
-}
-# Generators beside the published one: changes of its section in config.learned.
-GENERATORS: dict[str, dict[str, float]] = {
-    "gan": {"hash_weight": 0.0},
-    "prosgan1": {"class_nodes": False},
-    **{f"prosgan_{w:g}": {"reconstruction_weight": w} for w in (10.0, 25.0, 100.0, 200.0)},
-}
-
-
-def weighted(option: str, value: float) -> str:
-    """The name of a form hardened with one weight changed; a config's names have no points."""
-    return f"saat_{option}_{value:g}".replace(".", "p")
-
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Model:
@@ -71,14 +54,14 @@ class Model:
         dataset: "flickr25k", "nuswide" or "coco".
         objective: one of `objectives.OBJECTIVES`.
         network: one of `networks.NETWORKS`.
-        bits: code length.
+        num_bits: code length.
     """
 
     paper: str
     dataset: str
     objective: str
     network: str
-    bits: int
+    num_bits: int
 
     @property
     def name(self) -> str:
@@ -109,7 +92,7 @@ class Measurement:
     target: Model | None = None
 
 
-def _transferred(row: reports.Published, name: str) -> Model:
+def _transferred(row: published.Published, name: str) -> Model:
     objective, network, bits = name.split("-")
     return Model(
         _PAPERS[row.paper],
@@ -120,7 +103,7 @@ def _transferred(row: reports.Published, name: str) -> Model:
     )
 
 
-def measurement(row: reports.Published) -> Measurement:
+def measurement(row: published.Published) -> Measurement:
     """What has to be measured for a published figure."""
     kind, _, _ = row.metric.partition("@")
     section, quantity, factor = _QUANTITIES[kind]
@@ -334,13 +317,13 @@ def _figures() -> Iterable[Figure]:
 FIGURES = {figure.id: figure for figure in _figures()}
 
 
-def rows_of(tables: Iterable[str]) -> list[reports.Published]:
+def rows_of(tables: Iterable[str]) -> list[published.Published]:
     """The published figures of some tables."""
     wanted = set(tables)
-    return [row for row in reports.load_published() if row.table_id in wanted]
+    return [row for row in published.load_published() if row.table_id in wanted]
 
 
-def needed(rows: Iterable[reports.Published], figures: Iterable[Figure]) -> list[Measurement]:
+def needed(rows: Iterable[published.Published], figures: Iterable[Figure]) -> list[Measurement]:
     """All that has to be measured for some rows and figures, each once, in their order."""
     found = [measurement(row) for row in rows]
     for figure in figures:

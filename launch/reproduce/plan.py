@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from configs import reproduce as cells
-from launch.grid import Measurement, Model
-from launch.run import Config, decisive
+from launch.reproduce.grid import Measurement, Model
 from saat_jax import files, generative, networks, training
+from saat_jax.pipeline.run import Config, decisive
 
 # Queries, database and training images of both papers, for the estimate of the cost.
 _SIZES = {
@@ -99,8 +99,7 @@ class Job:
         Raises:
             ValueError: if it has no such setting as one of the command.
         """
-        words = [str(word) for word in dataclasses.astuple(self.stand_in(model))]
-        config = cells.get_config(",".join(words + ["small"] * self.small))
+        config = cells.make_config(**dataclasses.asdict(model), small=self.small)
         config.seed = seed
         root = self.roots.get("small" if self.small else model.dataset)
         if self.small and root:

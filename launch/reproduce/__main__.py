@@ -26,10 +26,10 @@ from typing import Any
 
 import jax
 
-from launch import grid, stages, tasks
-from launch.grid import Measurement
 from launch.main import start_jax
-from launch.plan import (
+from launch.reproduce import grid, panels, published, site
+from launch.reproduce.grid import Measurement
+from launch.reproduce.plan import (
     Config,
     Job,
     Stage,
@@ -41,8 +41,9 @@ from launch.plan import (
     plan,
     show_plan,
 )
-from launch.run import Run, load_data
 from saat_jax import reports
+from saat_jax.pipeline import stages, tasks
+from saat_jax.pipeline.run import Run, load_data
 
 
 class Runner:
@@ -145,7 +146,7 @@ def _transferred_value(job: Job, point: Measurement, seed: int) -> float | None:
 
 
 def collect(
-    job: Job, rows: Sequence[reports.Published], figures: Sequence[grid.Figure]
+    job: Job, rows: Sequence[published.Published], figures: Sequence[grid.Figure]
 ) -> pathlib.Path:
     """Writes the site from what has been measured so far; returns its index."""
     found = []
@@ -154,14 +155,14 @@ def collect(
         values = [value_of(job, point, seed) for seed in job.seeds]
         page = job.folder(job.run_name(point.model, job.seeds[0])) / "report.html"
         found.append(
-            reports.Cell(
+            published.Cell(
                 row,
                 tuple(value for value in values if value is not None),
                 str(page.relative_to(job.workdir)) if page.is_file() else "",
             )
         )
     folders = sorted(path.parent for path in (job.workdir / "runs").glob("*/report.html"))
-    return reports.write_site(
+    return site.write_site(
         job.workdir,
         found,
         [_drawn(job, figure) for figure in figures],
@@ -171,29 +172,27 @@ def collect(
     )
 
 
-def _drawn(job: Job, figure: grid.Figure) -> reports.Figure:
+def _drawn(job: Job, figure: grid.Figure) -> panels.Figure:
     """A figure with the records of its measurements, those of the first seed."""
     seed = job.seeds[0]
-    panels: list[Any] = []
+    found: list[Any] = []
     for panel in figure.panels:
         if panel.kind == "sweep":
             lines = {
                 label: [(x, record_of(job, p, seed), p.quantity) for x, p in points]
                 for label, points in panel.lines.items()
             }
-            panels.append(reports.SweepPanel(panel.title, panel.x_label, lines))
+            found.append(panels.SweepPanel(panel.title, panel.x_label, lines))
             continue
         records = {
             label: record_of(job, points[0][1], seed) for label, points in panel.lines.items()
         }
         if panel.kind in ("retrieval", "images"):
             pictures = {label: path.with_suffix(".npz") for label, path in records.items()}
-            panels.append(
-                reports.ExamplePanel(panel.title, pictures, kind=panel.kind, top=panel.top)
-            )
+            found.append(panels.ExamplePanel(panel.title, pictures, kind=panel.kind, top=panel.top))
         else:
-            panels.append(reports.CurvePanel(panel.title, panel.kind, records))
-    return reports.Figure(figure.id, figure.title, panels, figure.note)
+            found.append(panels.CurvePanel(panel.title, panel.kind, records))
+    return panels.Figure(figure.id, figure.title, found, figure.note)
 
 
 def _commit() -> str:
@@ -233,7 +232,7 @@ def _notes(job: Job) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    ids = [*dict.fromkeys(row.table_id for row in reports.load_published()), *grid.FIGURES]
+    ids = [*dict.fromkeys(row.table_id for row in published.load_published()), *grid.FIGURES]
     parser = argparse.ArgumentParser(
         prog="python -m launch.reproduce",
         description=__doc__,
