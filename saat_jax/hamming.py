@@ -13,6 +13,50 @@ Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
 
 
+def check_codes(
+    name: str, codes: ArrayLike, *, num_bits: int | None = None, zeros: bool = False
+) -> None:
+    """Refuses what is no set of codes or soft codes; the values of traced arrays are not known.
+
+    Args:
+        name: of the argument, for the message.
+        codes: what should be `[rows, num_bits]` numbers in [-1, 1].
+        num_bits: the length that they must have.
+        zeros: whether a set of 0 and 1 alone may be meant: tied bits of representatives.
+
+    Raises:
+        ValueError: naming the argument, what it is, and what it should be.
+    """
+    if not hasattr(codes, "shape") or not hasattr(codes, "dtype"):
+        raise ValueError(f"{name} must be an array [rows, num_bits], got {type(codes).__name__}")
+    if codes.dtype == np.uint8:
+        raise ValueError(
+            f"{name} must be codes in {{-1, +1}}, got uint8: unpack_codes reads packed codes"
+        )
+    if codes.dtype == np.bool_:
+        raise ValueError(f"{name} must be codes in {{-1, +1}}, got booleans: 2.0 * bits - 1")
+    if codes.ndim != 2 or codes.shape[1] < 1:
+        raise ValueError(f"{name} must be of shape [rows, num_bits], got {codes.shape}")
+    if num_bits is not None and codes.shape[1] != num_bits:
+        raise ValueError(
+            f"{name} must have {num_bits} bits as the other codes, got {codes.shape[1]}"
+        )
+    if isinstance(codes, jax.core.Tracer) or not codes.size:
+        return
+    values = np.asarray(codes)
+    least, most = values.min(), values.max()
+    # Written so that NaN is refused too.
+    if not (least >= -1 and most <= 1):
+        raise ValueError(
+            f"{name} must be codes in {{-1, +1}} or soft codes in between, got values from "
+            f"{least:g} to {most:g}"
+        )
+    if least == 0 and not zeros and np.isin(values, (0, 1)).all():
+        raise ValueError(
+            f"{name} must be codes in {{-1, +1}}, got 0 and no -1: bits become codes by 2 * bits - 1"
+        )
+
+
 def binarize(soft_codes: ArrayLike) -> Array:
     """Rounds soft codes to codes in {-1, +1}; zero becomes +1. Shape and dtype stay."""
     return jnp.where(soft_codes >= 0, 1, -1).astype(soft_codes.dtype)

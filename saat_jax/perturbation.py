@@ -10,6 +10,42 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 
+def check_images(name: str, images: Array) -> None:
+    """Refuses what is no batch of images; the values of traced arrays are not known.
+
+    Args:
+        name: of the argument, for the message.
+        images: what should be `[batch, height, width, channels]` floats in [0, 1].
+
+    Raises:
+        ValueError: naming the argument, what it is, and what it should be.
+    """
+    if not hasattr(images, "shape") or not hasattr(images, "dtype"):
+        raise ValueError(
+            f"{name} must be an array [batch, height, width, channels], got {type(images).__name__}"
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must be of shape [batch, height, width, channels], got {images.shape}; a "
+            "single image is a batch of one: images[None]"
+        )
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name} must be floats in [0, 1], got {images.dtype}; divide by 255")
+    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{name} must be of shape [batch, height, width, channels], got {images.shape}; "
+            "PyTorch's order becomes this one by jnp.moveaxis(images, 1, 3)"
+        )
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    least, most = float(images.min()), float(images.max())
+    if not (least >= 0 and most <= 1):
+        raise ValueError(
+            f"{name} must be floats in [0, 1], got values from {least:g} to {most:g}; divide by "
+            "255, and leave mean and deviation to the encoder"
+        )
+
+
 def perturbation_metrics(images: Array, adversarial: Array) -> dict[str, np.ndarray]:
     """Measures the perturbation of every image.
 

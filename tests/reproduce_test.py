@@ -34,7 +34,11 @@ def test_every_published_figure_is_a_quantity_that_a_config_can_measure():
     configs = {
         model: cells.get_config(",".join(map(str, (*words, *small))))
         for model, words, small in (
-            (model, (model.paper, model.dataset, model.objective, model.network, model.bits), small)
+            (
+                model,
+                (model.paper, model.dataset, model.objective, model.network, model.num_bits),
+                small,
+            )
             for model in {m for p in points for m in (p.model, p.target) if m}
             for small in ((), ("small",))
         )
