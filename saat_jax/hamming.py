@@ -53,7 +53,7 @@ def check_codes(
         )
     if least == 0 and not zeros and np.isin(values, (0, 1)).all():
         raise ValueError(
-            f"{name} must be codes in {{-1, +1}}, got 0 and no -1: bits become codes by 2 * bits - 1"
+            f"{name} must be codes in {{-1, +1}}, got 0 and no -1: 2 * bits - 1 makes codes"
         )
 
 

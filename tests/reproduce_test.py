@@ -31,17 +31,11 @@ def _measure(table, **wanted):
 
 def test_every_published_figure_is_a_quantity_that_a_config_can_measure():
     points = grid.needed(ROWS, grid.FIGURES.values())
+    models = {m for point in points for m in (point.model, point.target) if m}
     configs = {
-        model: cells.get_config(",".join(map(str, (*words, *small))))
-        for model, words, small in (
-            (
-                model,
-                (model.paper, model.dataset, model.objective, model.network, model.num_bits),
-                small,
-            )
-            for model in {m for p in points for m in (p.model, p.target) if m}
-            for small in ((), ("small",))
-        )
+        model: cells.make_config(**dataclasses.asdict(model), small=small)
+        for model in models
+        for small in (False, True)
     }
     for point in points:
         config = configs[point.model]
