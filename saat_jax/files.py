@@ -4,10 +4,18 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from saat_jax import options
+
+# A type of JSON, or several: `str | None`.
+Kind = type | types.UnionType
+
+_CURE = "delete it and start again"
 
 
 @contextlib.contextmanager
@@ -70,18 +78,81 @@ def whole_lines(path: pathlib.Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads arrays by name from a `.npz`.
+def read_json(
+    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """Reads a tree of JSON's types that is an object at its top.
+
+    Args:
+        path: the file.
+        cure: what to do about a damaged file, for the message.
+        fields: those that it must have, with their types. `float` takes whole numbers too; a
+            type or none is `str | None`.
 
     Raises:
-        ValueError: if the file is absent or damaged.
+        OSError: if the file cannot be opened.
+        ValueError: naming the file, what is wrong with it, and the cure.
+    """
+    return parse_json(path.read_bytes(), str(path), cure=cure, fields=fields)
+
+
+def read_json_lines(
+    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+) -> list[dict[str, Any]]:
+    """Reads objects of JSON, one a line; none if there is no file. Else as `read_json`.
+
+    A last line without its end, which a kill has cut short, is left out.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    return [
+        parse_json(line, f"{path}, line {number},", cure=cure, fields=fields)
+        for number, line in enumerate(content.split(b"\n")[:-1], 1)
+    ]
+
+
+def parse_json(
+    content: bytes, place: str, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """Reads a tree of JSON's types from bytes; `place` names them. Else as `read_json`."""
+    try:
+        tree = json.loads(content.decode())
+    # No UTF-8, no JSON, a number of thousands of digits; lists within lists without end.
+    except (ValueError, RecursionError) as error:
+        fault = "it is empty" if not content.strip() else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place} is no JSON ({fault}); {cure}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{place} must be an object of JSON, got a {type(tree).__name__}; {cure}")
+    for name, kind in (fields or {}).items():
+        if name not in tree:
+            raise ValueError(f"{place} lacks {name!r}; {cure}")
+        value = tree[name]
+        fits = isinstance(value, int | float if kind is float else kind)
+        # A truth value is an integer to Python.
+        if not fits or (kind in (int, float) and isinstance(value, bool)):
+            raise ValueError(
+                f"{place} must have a {getattr(kind, '__name__', kind)} as {name!r}, got "
+                f"{options.shortened(repr(value), 60)}; {cure}"
+            )
+    return tree
+
+
+def read_arrays(
+    path: pathlib.Path, *, cure: str = _CURE, names: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Reads arrays by name from a `.npz`, among them those of `names`.
+
+    Raises:
+        ValueError: if the file is absent or damaged, or lacks an array, with the cure.
     """
     try:
         # Opened here, as a damaged archive would stay open.
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file, np.load(file) as found:
+            arrays = dict(found)
     # A damaged archive raises a dozen kinds: zlib's, zipfile's, tokenize's, NotImplementedError.
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); delete it and start again"
+            f"{path} cannot be read ({type(error).__name__}: {error}); {cure}"
         ) from error
+    if absent := [name for name in names if name not in arrays]:
+        raise ValueError(f"{path} lacks the arrays {absent}; {cure}")
+    return arrays

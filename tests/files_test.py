@@ -60,3 +60,47 @@ def test_damaged_arrays_are_one_kind_of_error(tmp_path):
             # A date or a name may be damaged unnoticed.
             with contextlib.suppress(ValueError):
                 files.read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "is no JSON .it is empty."),
+        (b'{"a": 1', "is no JSON .JSONDecodeError"),
+        (b"\xff{}", "is no JSON .UnicodeDecodeError"),
+        (b"[" * 100_000, "is no JSON .RecursionError"),
+        (b'{"a":' * 100_000, "is no JSON .RecursionError"),
+        (b"9" * 5000, "is no JSON .ValueError"),
+        (b"[1]", "must be an object of JSON, got a list"),
+        (b"null", "must be an object of JSON, got a NoneType"),
+        (b"{}", "lacks 'map'"),
+        (b'{"map": "a"}', "must have a float as 'map', got 'a'"),
+        (b'{"map": true}', "must have a float as 'map', got True"),
+        (b'{"map": 1, "model": 2}', "must have a str . None as 'model', got 2"),
+    ],
+)
+def test_damaged_json_is_one_kind_of_error(content, fault, tmp_path):
+    path = tmp_path / "a.json"
+    fields = {"map": float, "model": str | None}
+    for read in (files.read_json, files.read_json_lines):
+        path.write_bytes(content + b"\n")
+        with pytest.raises(ValueError, match=rf"a\.json(, line 1,)? {fault}.*; evaluate again$"):
+            read(path, cure="evaluate again", fields=fields)
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        files.read_json(tmp_path / "absent.json")
+
+
+def test_json_is_read_with_the_fields_it_must_have(tmp_path):
+    tree = {"map": 1, "model": None}
+    files.write_json(tmp_path / "a.json", tree)
+    assert files.read_json(tmp_path / "a.json", fields={"map": float, "model": str | None}) == tree
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert files.read_json_lines(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+    assert files.read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_arrays_that_must_be_there(tmp_path):
+    files.write_arrays(tmp_path / "a.npz", {"a": np.arange(3)})
+    assert files.read_arrays(tmp_path / "a.npz", names=["a"]).keys() == {"a"}
+    with pytest.raises(ValueError, match=r"a\.npz lacks the arrays \['b'\]; draw again"):
+        files.read_arrays(tmp_path / "a.npz", names=["a", "b"], cure="draw again")
