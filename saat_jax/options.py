@@ -123,6 +123,7 @@ RANGES: dict[str, Range] = {
     "k": _COUNT,
     "min_count": _COUNT,
     "learning_rate": Range(0, 1e6, above=True),
+    "teraflops": Range(0, 1e9, above=True),
     "momentum": Range(0, 1),
     "beta1": Range(0, 1),
     "decay": Range(0),

@@ -8,7 +8,7 @@ import pytest
 
 from configs import reproduce as cells
 from launch.reproduce import __main__ as reproduce
-from launch.reproduce import grid, plan, published
+from launch.reproduce import collect, grid, plan, published, runner
 from saat_jax import files
 
 ROWS = published.load_published()
@@ -121,12 +121,12 @@ def test_a_plan_holds_every_stage_once_and_after_those_it_needs(tmp_path):
         ready = set()
         for stage in stages:
             if stage.action == "train":
-                ready.add((stage.run, "pretrained"))
+                ready.add((stage.run_name, "pretrained"))
             elif stage.action == "harden":
-                assert (stage.run, "pretrained") in ready
-                ready.add((stage.run, stage.form))
+                assert (stage.run_name, "pretrained") in ready
+                ready.add((stage.run_name, stage.form))
             elif stage.action == "judge":
-                assert (stage.run, stage.form) in ready
+                assert (stage.run_name, stage.form) in ready
             else:
                 assert {(f"{m.name}-seed0", "pretrained") for m in stage.models} <= ready
 
@@ -208,7 +208,7 @@ def test_a_cell_has_a_task_that_it_can_end():
     [("pretrain.num_epoch", 1), ("pretrian.num_epochs", 1), ("pretrain.num_epochs", "one")],
 )
 def test_a_setting_that_does_not_fit_is_named(tmp_path, name, value):
-    model = grid.Model("saat", "coco", "dph", "alexnet", 32)
+    model = grid.GridModel("saat", "coco", "dph", "alexnet", 32)
     with pytest.raises(ValueError, match=f"--set {name}={value!r} does not fit the config of saat"):
         _job(tmp_path, settings={name: value}).config(model, 0)
 
@@ -217,13 +217,13 @@ def test_rows_of_lists_of_either_format_are_counted(tmp_path):
     for number, name in enumerate(("test_label", "database", "train"), 1):
         (tmp_path / f"{name}.txt").write_text("a.png 1 0\n" * number)
     config = {"data": {"source": "lists", "root": str(tmp_path)}}
-    model = grid.Model("saat", "small", "dph", "alexnet", 32)
+    model = grid.GridModel("saat", "small", "dph", "alexnet", 32)
     assert plan._sizes(model, config) == (1, 2, 3)
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert reproduce._commit() == "unknown"
+    assert collect._commit() == "unknown"
 
 
 def test_what_was_made_with_other_settings_is_refused(tmp_path):
@@ -231,7 +231,7 @@ def test_what_was_made_with_other_settings_is_refused(tmp_path):
     row = dict(dataset="NUS-WIDE", bits="32", attack="HAG", defense="SAAT")
     stages = plan.plan(job, [_measure("saat:III", **row)])
     train, harden, judge = stages
-    folder = job.folder(judge.run)
+    folder = job.folder(judge.run_name)
     for stage in stages:
         plan.mark_done(job, stage)
         # What it was to leave is not there.
@@ -245,7 +245,7 @@ def test_what_was_made_with_other_settings_is_refused(tmp_path):
     assert all(plan.is_done(_job(tmp_path, settings=moved), stage) for stage in stages)
     # Another table's attack is still to be made.
     more = plan.plan(job, [_measure("saat:III", **row | {"attack": "SDHA"})])[-1]
-    assert more.run == judge.run and not plan.is_done(job, more)
+    assert more.run_name == judge.run_name and not plan.is_done(job, more)
 
     for name, value, refused in (
         ("pretrain.num_epochs", 3, stages),
@@ -304,13 +304,13 @@ def test_a_failure_is_told_and_what_does_not_need_it_goes_on(tmp_path, capsys, m
     monkeypatch.setattr(reproduce, "collect", lambda *_: "nowhere")
     done = []
 
-    class Failing(reproduce.Runner):
+    class Failing(runner.Runner):
         def __call__(self, stage):
             if stage.models[0].num_bits == 24:
                 raise ValueError("the disk is full")
             done.append(stage.title)
 
-    monkeypatch.setattr(reproduce, "Runner", Failing)
+    monkeypatch.setattr(runner, "Runner", Failing)
     argv = ["--table", "prosgan:5", "--workdir", str(tmp_path), "--scale", "small"]
     assert reproduce.main(argv) == 1
     shown = capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_a_failure_is_told_and_what_does_not_need_it_goes_on(tmp_path, capsys, m
 def test_a_failed_defence_stops_what_needs_it_and_no_more(tmp_path, monkeypatch):
     done = []
 
-    class Failing(reproduce.Runner):
+    class Failing(runner.Runner):
         def __call__(self, stage):
             title = stage.title.partition(" ")[2]
             if title == "harden atrdh":
@@ -330,13 +330,13 @@ def test_a_failed_defence_stops_what_needs_it_and_no_more(tmp_path, monkeypatch)
                 raise FloatingPointError("NaN")
             done.append(title)
 
-    monkeypatch.setattr(reproduce, "Runner", Failing)
-    monkeypatch.setattr(reproduce, "cost", lambda *_: 1.0)
+    monkeypatch.setattr(runner, "Runner", Failing)
+    monkeypatch.setattr(runner, "cost", lambda *_: 1.0)
     point = _measure("saat:III", dataset="NUS-WIDE", bits="32", attack="HAG", defense="SAAT")
     forms = ("pretrained", "atrdh", "saat")
     wanted = [dataclasses.replace(point, form=form) for form in forms]
     job = _job(tmp_path)
-    failed = reproduce.run_all(job, plan.plan(job, wanted), None)
+    failed = runner.run_all(job, plan.plan(job, wanted), None)
     assert done == ["train pretrained", "harden saat", "judge saat"]
     run = "saat-small-dph-alexnet-32-seed0"
     assert failed == [

@@ -46,7 +46,7 @@ _QUANTITIES = {
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Model:
+class GridModel:
     """A hashing network to train: in all its forms, one run.
 
     Attributes:
@@ -83,18 +83,18 @@ class Measurement:
         target: the network that judged, where it is not the one that was attacked.
     """
 
-    model: Model
+    model: GridModel
     form: str
     attack: str
     section: str = "metrics"
     quantity: str = "map"
     factor: float = 100.0
-    target: Model | None = None
+    target: GridModel | None = None
 
 
-def _transferred(row: published.Published, name: str) -> Model:
+def _transferred(row: published.Published, name: str) -> GridModel:
     objective, network, bits = name.split("-")
-    return Model(
+    return GridModel(
         _PAPERS[row.paper],
         DATASETS[row.dataset],
         _OBJECTIVES[objective],
@@ -118,7 +118,7 @@ def measurement(row: published.Published) -> Measurement:
         target = _transferred(row, row.target_model)
         source = _transferred(row, row.source_model) if row.source_model else target
         return Measurement(source, "pretrained", attack, section, quantity, factor, target)
-    model = Model(
+    model = GridModel(
         _PAPERS[row.paper],
         DATASETS[row.dataset],
         _OBJECTIVES[row.hashing_method],
@@ -130,7 +130,7 @@ def measurement(row: published.Published) -> Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Panel:
+class PanelSpec:
     """A part of a figure.
 
     Attributes:
@@ -150,12 +150,12 @@ class Panel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class FigureSpec:
     """A figure of a paper: its id ("saat:fig3"), title and panels."""
 
     id: str
     title: str
-    panels: list[Panel]
+    panels: list[PanelSpec]
     note: str = ""
 
 
@@ -176,23 +176,25 @@ _PROSGAN = {
 }
 
 
-def _saat(dataset: str) -> Model:
-    return Model("saat", DATASETS[dataset], "dph", "alexnet", 32)
+def _saat(dataset: str) -> GridModel:
+    return GridModel("saat", DATASETS[dataset], "dph", "alexnet", 32)
 
 
-def _prosgan(dataset: str, bits: int = 32) -> Model:
-    return Model("prosgan", DATASETS[dataset], "dpsh", "vgg11", bits)
+def _prosgan(dataset: str, bits: int = 32) -> GridModel:
+    return GridModel("prosgan", DATASETS[dataset], "dpsh", "vgg11", bits)
 
 
-def _panel(kind: str, title: str, model: Model, attacks: dict[str, str], *, top: int = 5) -> Panel:
+def _panel(
+    kind: str, title: str, model: GridModel, attacks: dict[str, str], *, top: int = 5
+) -> PanelSpec:
     lines = {
         label: [(0.0, Measurement(model, "pretrained", attack))]
         for label, attack in attacks.items()
     }
-    return Panel(kind, title, lines, top=top)
+    return PanelSpec(kind, title, lines, top=top)
 
 
-def _weight_panel(option: str, title: str, published: float, x_label: str) -> Panel:
+def _weight_panel(option: str, title: str, published: float, x_label: str) -> PanelSpec:
     """MAP of models hardened with different weights, clean and attacked."""
     lines: dict[str, list[tuple[float, Measurement]]] = {}
     for label in ("Original", "SAAT"):
@@ -208,10 +210,10 @@ def _weight_panel(option: str, title: str, published: float, x_label: str) -> Pa
             )
             for value in values
         ]
-    return Panel("sweep", title, lines, x_label)
+    return PanelSpec("sweep", title, lines, x_label)
 
 
-def _generator_panels() -> list[Panel]:
+def _generator_panels() -> list[PanelSpec]:
     """ProS-GAN's Fig. 4: its ablations by bits, and the weight of its reconstruction."""
     names = {"GAN": "gan", "ProS-GAN1": "prosgan1", "ProS-GAN": "prosgan"}
     by_bits: dict[str, list[tuple[float, Measurement]]] = {
@@ -235,14 +237,14 @@ def _generator_panels() -> list[Panel]:
         ]
 
     return [
-        Panel("sweep", "(a) t-MAP by bits", by_bits, "bits"),
-        Panel(
+        PanelSpec("sweep", "(a) t-MAP by bits", by_bits, "bits"),
+        PanelSpec(
             "sweep",
             "(b) t-MAP by weight of the reconstruction",
             {"t-MAP": points("metrics", "t_map", 100.0)},
             "alpha",
         ),
-        Panel(
+        PanelSpec(
             "sweep",
             "(b) perceptibility by weight of the reconstruction",
             {"Per.": points("perturbation", "root_mean_square", 100.0)},
@@ -251,12 +253,12 @@ def _generator_panels() -> list[Panel]:
     ]
 
 
-def _figures() -> Iterable[Figure]:
+def _figures() -> Iterable[FigureSpec]:
     for number, kind, name in (
         (3, "precision_recall", "Precision-recall curves"),
         (4, "precision_at_n", "Precision of the first N"),
     ):
-        yield Figure(
+        yield FigureSpec(
             f"saat:fig{number}",
             f"{name}, 32 bits",
             [
@@ -266,12 +268,12 @@ def _figures() -> Iterable[Figure]:
             ],
         )
     examples = {"benign": "benign", "non-targeted": "mainstay", "targeted": "mainstay_targeted"}
-    yield Figure(
+    yield FigureSpec(
         "saat:fig5",
         "What queries retrieve, NUS-WIDE",
         [_panel("retrieval", "the first five", _saat("NUS-WIDE"), examples)],
     )
-    yield Figure(
+    yield FigureSpec(
         "saat:fig6",
         "MAP of the hardened network by the weights of its losses, NUS-WIDE",
         [
@@ -280,12 +282,12 @@ def _figures() -> Iterable[Figure]:
         ],
         note="The paper does not list its weights; these are ours.",
     )
-    yield Figure(
+    yield FigureSpec(
         "saat:fig7",
         "Adversarial images",
         [_panel("images", d, _saat(d), {"SAAT": "mainstay"}) for d in DATASETS],
     )
-    yield Figure(
+    yield FigureSpec(
         "prosgan:fig2",
         "Precision-recall curves and precision of the first N, 32 bits",
         [
@@ -296,18 +298,18 @@ def _figures() -> Iterable[Figure]:
     )
     pair = {"benign": "benign", "ProS-GAN": "prosgan"}
     for number, top in ((3, 5), (5, 10)):
-        yield Figure(
+        yield FigureSpec(
             f"prosgan:fig{number}",
             "What queries retrieve, NUS-WIDE",
             [_panel("retrieval", f"the first {top}", _prosgan("NUS-WIDE"), pair, top=top)],
         )
-    yield Figure(
+    yield FigureSpec(
         "prosgan:fig4",
         "ProS-GAN without its parts, and the weight of its reconstruction, NUS-WIDE",
         _generator_panels(),
         note="The paper does not list its weights; these are ours.",
     )
-    yield Figure(
+    yield FigureSpec(
         "prosgan:fig6",
         "Adversarial images",
         [_panel("images", d, _prosgan(d), {"ProS-GAN": "prosgan"}) for d in DATASETS],
@@ -323,7 +325,7 @@ def rows_of(tables: Iterable[str]) -> list[published.Published]:
     return [row for row in published.load_published() if row.table_id in wanted]
 
 
-def needed(rows: Iterable[published.Published], figures: Iterable[Figure]) -> list[Measurement]:
+def needed(rows: Iterable[published.Published], figures: Iterable[FigureSpec]) -> list[Measurement]:
     """All that has to be measured for some rows and figures, each once, in their order."""
     found = [measurement(row) for row in rows]
     for figure in figures:

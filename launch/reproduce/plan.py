@@ -1,4 +1,4 @@
-"""What has to be done for some tables: stages, whether they are done, and what they cost."""
+"""What has to be done for some tables: items, whether they are done, and what they cost."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from configs import reproduce as cells
-from launch.reproduce.grid import Measurement, Model
+from launch.reproduce.grid import GridModel, Measurement
 from saat_jax import files, generative, networks, training
 from saat_jax.pipeline.run import Config, decisive
 
@@ -29,11 +29,11 @@ _STAND_IN = "small"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class PlanItem:
     """A piece of work that others may wait for.
 
     Attributes:
-        run: name of the run's folder.
+        run_name: name of the run's folder.
         action: "train", "harden", "judge" or "transfer".
         form: "pretrained" or the name of a defence; empty for a transfer.
         attacks: the records wanted.
@@ -41,17 +41,17 @@ class Stage:
         seed: of the run.
     """
 
-    run: str
+    run_name: str
     action: str
     form: str
     attacks: tuple[str, ...]
-    models: tuple[Model, ...]
+    models: tuple[GridModel, ...]
     seed: int
 
     @property
     def title(self) -> str:
-        """How the stage is named to people."""
-        return " ".join(word for word in (self.run, self.action, self.form) if word)
+        """How the item is named to people."""
+        return " ".join(word for word in (self.run_name, self.action, self.form) if word)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +78,21 @@ class Job:
         """Where a run is."""
         return self.workdir / "runs" / run
 
-    def run_name(self, model: Model, seed: int) -> str:
+    def run_name(self, model: GridModel, seed: int) -> str:
         """The folder's name of a network's run."""
         return f"{self.stand_in(model).name}-seed{seed}"
 
-    def stand_in(self, model: Model) -> Model:
+    def stand_in(self, model: GridModel) -> GridModel:
         """The network that is really trained."""
         return dataclasses.replace(model, dataset=_STAND_IN) if self.small else model
 
-    def transfer_name(self, model: Model, seed: int) -> str:
+    def transfer_name(self, model: GridModel, seed: int) -> str:
         """The folder's name of the transfer between the networks of a data set."""
         model = self.stand_in(model)
         return f"transfer-{model.paper}-{model.dataset}-seed{seed}"
 
     def config(
-        self, model: Model, seed: int, forms: Iterable[str] = (), attacks: Iterable[str] = ()
+        self, model: GridModel, seed: int, forms: Iterable[str] = (), attacks: Iterable[str] = ()
     ) -> Config:
         """The config of a network, with these of its forms and attacks.
 
@@ -152,13 +152,13 @@ def find_weights(folder: pathlib.Path, network: str) -> pathlib.Path:
     )
 
 
-def plan(job: Job, wanted: Sequence[Measurement]) -> list[Stage]:
-    """The stages that make some measurements, each once, in an order in which they can run."""
-    stages: list[Stage] = []
+def plan(job: Job, wanted: Sequence[Measurement]) -> list[PlanItem]:
+    """The items that make some measurements, each once, in an order in which they can run."""
+    items: list[PlanItem] = []
     for seed in job.seeds:
         forms: dict[str, dict[str, dict[str, None]]] = {}
-        models: dict[str, Model] = {}
-        transfers: dict[str, tuple[dict[Model, None], dict[str, None]]] = {}
+        models: dict[str, GridModel] = {}
+        transfers: dict[str, tuple[dict[GridModel, None], dict[str, None]]] = {}
         for point in wanted:
             for model in filter(None, (point.model, point.target)):
                 name = job.run_name(model, seed)
@@ -175,72 +175,70 @@ def plan(job: Job, wanted: Sequence[Measurement]) -> list[Stage]:
                     attacks[point.attack] = None
         for run, found in forms.items():
             alone = (models[run],)
-            stages.append(Stage(run, "train", "pretrained", (), alone, seed))
-            stages += [
-                Stage(run, "harden", form, (), alone, seed)
+            items.append(PlanItem(run, "train", "pretrained", (), alone, seed))
+            items += [
+                PlanItem(run, "harden", form, (), alone, seed)
                 for form in found
                 if form != "pretrained"
             ]
-            stages += [
-                Stage(run, "judge", form, tuple(attacks), alone, seed)
+            items += [
+                PlanItem(run, "judge", form, tuple(attacks), alone, seed)
                 for form, attacks in found.items()
                 if attacks
             ]
-        stages += [
-            Stage(run, "transfer", "", tuple(attacks), tuple(members), seed)
+        items += [
+            PlanItem(run, "transfer", "", tuple(attacks), tuple(members), seed)
             for run, (members, attacks) in transfers.items()
         ]
-    return stages
+    return items
 
 
-def attacks_of(stages: Iterable[Stage]) -> list[str]:
-    """The attacks of some stages, each once."""
-    names = dict.fromkeys(name for stage in stages for name in stage.attacks)
+def attacks_of(items: Iterable[PlanItem]) -> list[str]:
+    """The attacks of some items, each once."""
+    names = dict.fromkeys(name for item in items for name in item.attacks)
     return [name for name in names if name != "benign"]
 
 
-def is_done(job: Job, stage: Stage) -> bool:
-    """Whether a stage has left what it is for, by the note that `mark_done` made.
+def is_done(job: Job, item: PlanItem) -> bool:
+    """Whether an item has left what it is for, by the note that `mark_done` made.
 
     Raises:
         ValueError: if it was done with other settings, naming the first.
     """
-    folder, note = job.folder(stage.run), _note(job, stage)
+    folder, note = job.folder(item.run_name), _note(job, item)
     if not note.is_file():
         return False
-    found, wanted = json.loads(note.read_text()), _settings(job, stage)
+    found, wanted = json.loads(note.read_text()), _settings(job, item)
     # Other tables want other attacks, and other models of a transfer.
     shared = _shared(wanted, found)
     training.check_identity(_shared(found, shared), shared, folder)
-    if stage.action in ("train", "harden"):
-        left = [folder / "models" / stage.form / "checkpoints"]
+    if item.action in ("train", "harden"):
+        left = [folder / "models" / item.form / "checkpoints"]
     else:
-        records = folder / ("transfer" if stage.action == "transfer" else f"records/{stage.form}")
-        left = [records / f"{name}.json" for name in attacks_of([stage])]
+        records = folder / ("transfer" if item.action == "transfer" else f"records/{item.form}")
+        left = [records / f"{name}.json" for name in attacks_of([item])]
     return shared == wanted and all(path.exists() for path in left)
 
 
-def mark_done(job: Job, stage: Stage) -> None:
-    """Notes that a stage is done, and with which settings."""
-    files.write_json(_note(job, stage), _settings(job, stage))
+def mark_done(job: Job, item: PlanItem) -> None:
+    """Notes that an item is done, and with which settings."""
+    files.write_json(_note(job, item), _settings(job, item))
 
 
-def _note(job: Job, stage: Stage) -> pathlib.Path:
-    return job.folder(stage.run) / "done" / f"{stage.action}-{stage.form}.json"
+def _note(job: Job, item: PlanItem) -> pathlib.Path:
+    return job.folder(item.run_name) / "done" / f"{item.action}-{item.form}.json"
 
 
-def _settings(job: Job, stage: Stage) -> Config:
-    """What decides the results of a stage, by network; where files lie does not."""
+def _settings(job: Job, item: PlanItem) -> Config:
+    """What decides the results of an item, by network; where files lie does not."""
     sections = ["model", "objective", "data", "pretrain", "seed", "precision"]
-    forms = [stage.form] * (stage.form not in ("", "pretrained"))
+    forms = [item.form] * (item.form not in ("", "pretrained"))
     sections += ["defenses"] * bool(forms)
-    sections += ["attacks", "learned", "evaluation"] * bool(stage.attacks)
+    sections += ["attacks", "learned", "evaluation"] * bool(item.attacks)
     found = {}
-    for model in stage.models:
-        config = job.config(model, stage.seed, forms, attacks_of([stage]))
-        found[job.run_name(model, stage.seed)] = _decisive(
-            {name: config[name] for name in sections}
-        )
+    for model in item.models:
+        config = job.config(model, item.seed, forms, attacks_of([item]))
+        found[job.run_name(model, item.seed)] = _decisive({name: config[name] for name in sections})
     settings: Config = json.loads(json.dumps(found))
     return settings
 
@@ -264,14 +262,14 @@ def _shared(tree: Config, other: Config) -> Config:
     }
 
 
-def cost(job: Job, stage: Stage) -> float:
-    """An estimate of the floating-point operations of a stage: those of its network passes.
+def cost(job: Job, item: PlanItem) -> float:
+    """An estimate of the floating-point operations of an item: those of its network passes.
 
     A gradient by the images costs two forward passes, by the parameters three.
     """
     total = 0.0
-    for model in stage.models:
-        config = job.config(model, stage.seed, [stage.form] * (stage.action == "harden"), ())
+    for model in item.models:
+        config = job.config(model, item.seed, [item.form] * (item.action == "harden"), ())
         forward, generator = _flops(
             config["model"]["name"],
             tuple(config["model"].get("widths", ())),
@@ -279,17 +277,17 @@ def cost(job: Job, stage: Stage) -> float:
             config["learned"]["prosgan"]["base_width"],
         )
         queries, database, train = _sizes(model, config)
-        if stage.action == "train":
+        if item.action == "train":
             section = config["pretrain"]
             judged = section["num_epochs"] / section["evaluate_every"] + 1
             total += forward * (3 * train * section["num_epochs"] + judged * (database + queries))
             continue
-        if stage.action == "harden":
-            section = config["defenses"][stage.form]
+        if item.action == "harden":
+            section = config["defenses"][item.form]
             steps = 2 * section["options"]["num_steps"] + 6
             total += forward * steps * train * section["num_epochs"]
             continue
-        suite = job.config(model, stage.seed, attacks=attacks_of([stage]))["attacks"]
+        suite = job.config(model, item.seed, attacks=attacks_of([item]))["attacks"]
         total += forward * (queries + database + train)
         for settings in suite.values():
             total += forward * queries * 2 * settings.get("num_steps", 0)
@@ -300,7 +298,7 @@ def cost(job: Job, stage: Stage) -> float:
     return total
 
 
-def _sizes(model: Model, config: Config) -> tuple[int, int, int]:
+def _sizes(model: GridModel, config: Config) -> tuple[int, int, int]:
     """Queries, database and training images."""
     if (model.paper, model.dataset) in _SIZES:
         return _SIZES[model.paper, model.dataset]
@@ -311,7 +309,13 @@ def _sizes(model: Model, config: Config) -> tuple[int, int, int]:
     for split in ("test", "database", "train"):
         # Of either format, see saat_jax/datasets/manifests.py.
         paths = [pathlib.Path(data["root"]) / f"{split}{end}.txt" for end in ("_label", "")]
-        with (paths[0] if paths[0].is_file() else paths[1]).open("rb") as file:
+        found = [path for path in paths if path.is_file()]
+        if not found:
+            raise ValueError(
+                f"no lists in {data['root']!r}: expected {paths[0].name} with {split}_img.txt, or "
+                f"{paths[1].name}; name their folder by --root"
+            )
+        with found[0].open("rb") as file:
             counts.append(sum(1 for _ in file))
     return counts[0], counts[1], counts[2]
 
@@ -335,30 +339,30 @@ def _flops(
     return found[0], found[1]
 
 
-def show_plan(job: Job, stages: Sequence[Stage], *, teraflops: float) -> str:
-    """The plan as a table: stages, whether done, and hours at a rate."""
+def show_plan(job: Job, items: Sequence[PlanItem], *, teraflops: float) -> str:
+    """The plan as a table: items, whether done, and hours at a rate."""
     lines, left = [], 0.0
-    for stage in stages:
-        done = is_done(job, stage)
-        hours = cost(job, stage) / (teraflops * 1e12) / 3600
+    for item in items:
+        done = is_done(job, item)
+        hours = cost(job, item) / (teraflops * 1e12) / 3600
         left += 0 if done else hours
-        what = ", ".join(stage.attacks) or "-"
-        lines.append(f"{'done' if done else '':4}  {hours:9.3g}  {stage.title}  [{what}]")
+        what = ", ".join(item.attacks) or "-"
+        lines.append(f"{'done' if done else '':4}  {hours:9.3g}  {item.title}  [{what}]")
     return "\n".join(
         [
-            f"{len(stages)} stages; hours at {teraflops:g} TFLOP/s",
+            f"{len(items)} stages; hours at {teraflops:g} TFLOP/s",
             *lines,
             f"left: {left:.3g} hours. Counted are passes through networks, not input or start-up.",
         ]
     )
 
 
-def commands(stages: Sequence[Stage], argv: Sequence[str]) -> str:
+def commands(items: Sequence[PlanItem], argv: Sequence[str]) -> str:
     """One command per run, those that others wait for first."""
     passed = [word for word in argv if word not in ("--commands", "--dry-run")]
     base = shlex.join(["python", "-m", "launch.reproduce", *passed])
-    runs = dict.fromkeys(stage.run for stage in stages if stage.action != "transfer")
-    transfers = dict.fromkeys(stage.run for stage in stages if stage.action == "transfer")
+    runs = dict.fromkeys(item.run_name for item in items if item.action != "transfer")
+    transfers = dict.fromkeys(item.run_name for item in items if item.action == "transfer")
     lines = ["# 1. side by side", *(f"{base} --only {run}" for run in runs)]
     if transfers:
         lines += ["# 2. after all of 1, side by side", *(f"{base} --only {r}" for r in transfers)]

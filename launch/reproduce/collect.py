@@ -1,0 +1,141 @@
+"""From the records of all runs to the site: each published number beside its measured one."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from launch.reproduce import grid, panels, published, site
+from launch.reproduce.grid import Measurement
+from launch.reproduce.plan import Job
+
+
+def value_of(job: Job, point: Measurement, seed: int) -> float | None:
+    """A measured quantity in its printed unit; None if it is not there."""
+    if point.target is not None:
+        return _transferred_value(job, point, seed)
+    path = record_of(job, point, seed)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    value = (record.get(point.section) or {} if point.section else record).get(point.quantity)
+    return None if value is None else point.factor * value
+
+
+def record_of(job: Job, point: Measurement, seed: int) -> pathlib.Path:
+    """Where the record of a measurement is."""
+    folder = job.folder(job.run_name(point.model, seed))
+    return folder / "records" / point.form / f"{point.attack}.json"
+
+
+def _transferred_value(job: Job, point: Measurement, seed: int) -> float | None:
+    assert point.target is not None
+    folder = job.folder(job.transfer_name(point.model, seed)) / "transfer"
+    paths = sorted(folder.glob("*.json"))
+    if point.attack != "benign":
+        paths = [path for path in paths if path.stem == point.attack]
+    if not paths:
+        return None
+    table = json.loads(paths[0].read_text())
+    source, target = (
+        f"{job.run_name(model, seed)}:pretrained" for model in (point.model, point.target)
+    )
+
+    def found(entries: dict[str, Any], name: str) -> Any:
+        # By the end of the name: the folder may have moved.
+        return next((v for k, v in entries.items() if pathlib.Path(k).name == name), None)
+
+    row = table["benign"] if point.attack == "benign" else found(table["matrix"], source)
+    value = found(row or {}, target)
+    return None if value is None else point.factor * value
+
+
+def collect(
+    job: Job, rows: Sequence[published.Published], figures: Sequence[grid.FigureSpec]
+) -> pathlib.Path:
+    """Writes the site from what has been measured so far; returns its index."""
+    found = []
+    for row in rows:
+        point = grid.measurement(row)
+        values = [value_of(job, point, seed) for seed in job.seeds]
+        page = job.folder(job.run_name(point.model, job.seeds[0])) / "report.html"
+        found.append(
+            published.Cell(
+                row,
+                tuple(value for value in values if value is not None),
+                str(page.relative_to(job.workdir)) if page.is_file() else "",
+            )
+        )
+    folders = sorted(path.parent for path in (job.workdir / "runs").glob("*/report.html"))
+    return site.write_site(
+        job.workdir,
+        found,
+        [_drawn(job, figure) for figure in figures],
+        provenance=_provenance(job),
+        notes=_notes(job),
+        runs={path.name: str((path / "report.html").relative_to(job.workdir)) for path in folders},
+    )
+
+
+def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Figure:
+    """A figure with the records of its measurements, those of the first seed."""
+    seed = job.seeds[0]
+    found: list[Any] = []
+    for panel in figure.panels:
+        if panel.kind == "sweep":
+            lines = {
+                label: [(x, record_of(job, p, seed), p.quantity) for x, p in points]
+                for label, points in panel.lines.items()
+            }
+            found.append(panels.SweepPanel(panel.title, panel.x_label, lines))
+            continue
+        records = {
+            label: record_of(job, points[0][1], seed) for label, points in panel.lines.items()
+        }
+        if panel.kind in ("retrieval", "images"):
+            pictures = {label: path.with_suffix(".npz") for label, path in records.items()}
+            found.append(panels.ExamplePanel(panel.title, pictures, kind=panel.kind, top=panel.top))
+        else:
+            found.append(panels.CurvePanel(panel.title, panel.kind, records))
+    return panels.Figure(figure.id, figure.title, found, figure.note)
+
+
+def _commit() -> str:
+    # Not the installed package's: the code that runs.
+    here = pathlib.Path(__file__).parent
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def _provenance(job: Job) -> dict[str, str]:
+    devices = jax.devices()
+    return {
+        "protocol": "saat: MAP@5000, disjoint targets; prosgan: MAP of the whole database, "
+        "uniform targets; both averaged over tied items",
+        "scale": "small" if job.small else "full",
+        "seeds": ", ".join(map(str, job.seeds)),
+        "hardware": f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}",
+        "commit": _commit(),
+        "settings": json.dumps(job.settings) if job.settings else "as in configs/reproduce.py",
+    }
+
+
+def _notes(job: Job) -> list[str]:
+    if not job.small:
+        return []
+    data = job.roots.get("small", "the bundled digits")
+    return [
+        f"Small scale: {data} and narrow networks stand for all data sets and backbones. Measured "
+        "and published numbers are of different data and cannot be compared; what can be seen "
+        "here is the machinery, and the order of the attacks."
+    ]
