@@ -344,3 +344,40 @@ def test_a_failed_defence_stops_what_needs_it_and_no_more(tmp_path, monkeypatch)
         f"{run} judge pretrained: FloatingPointError: NaN",
         f"{run} judge atrdh: ValueError: {run} atrdh failed",
     ]
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "is empty"),
+        (b"[1]", "list"),
+        (b'{"metrics": {"map": "much"}}', "map must be a number, got 'much'"),
+        (b'{"metrics": [0.5]}', "map must be a number"),
+    ],
+)
+def test_a_damaged_record_is_named_not_collected(tmp_path, content, says):
+    job = _job(tmp_path)
+    point = grid.needed(grid.rows_of(["saat:II"]), [])[0]
+    path = collect.record_of(job, point, 0)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as error:
+        collect.value_of(job, point, 0)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--teraflops", "0"], "teraflops"),
+        (["--teraflops", "nan"], "teraflops"),
+        (["--seeds", "-1"], "seed"),
+        (["--root", "small=/no/such/folder"], "no such folder"),
+        (["--workdir", __file__], "is a file"),
+    ],
+)
+def test_bad_words_of_the_command_are_answered(tmp_path, capsys, words, says):
+    argv = ["--table", "saat:II", "--scale", "small", "--workdir", str(tmp_path), *words]
+    with pytest.raises((ValueError, SystemExit)) as error:
+        reproduce.main([*argv, "--dry-run"])
+    assert says in capsys.readouterr().err + str(error.value)

@@ -13,6 +13,7 @@ import jax
 from launch.reproduce import grid, panels, published, site
 from launch.reproduce.grid import Measurement
 from launch.reproduce.plan import Job
+from saat_jax import files, options
 
 
 def value_of(job: Job, point: Measurement, seed: int) -> float | None:
@@ -22,9 +23,22 @@ def value_of(job: Job, point: Measurement, seed: int) -> float | None:
     path = record_of(job, point, seed)
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
-    value = (record.get(point.section) or {} if point.section else record).get(point.quantity)
-    return None if value is None else point.factor * value
+    record = files.read_json(path)
+    section = record.get(point.section) or {} if point.section else record
+    return _number(path, point, section)
+
+
+def _number(
+    path: pathlib.Path, point: Measurement, entries: Any, name: str | None = None
+) -> float | None:
+    """An entry of a file in its printed unit; None if it is not there."""
+    name = name or point.quantity
+    value = entries.get(name) if isinstance(entries, dict) else entries
+    if value is None:
+        return None
+    if problem := options.Range().problem(value):
+        raise ValueError(f"{path}: {name} {problem}; delete the file and give the command again")
+    return float(point.factor * value)
 
 
 def record_of(job: Job, point: Measurement, seed: int) -> pathlib.Path:
@@ -41,7 +55,7 @@ def _transferred_value(job: Job, point: Measurement, seed: int) -> float | None:
         paths = [path for path in paths if path.stem == point.attack]
     if not paths:
         return None
-    table = json.loads(paths[0].read_text())
+    table = files.read_json(paths[0], fields={"benign": dict, "matrix": dict})
     source, target = (
         f"{job.run_name(model, seed)}:pretrained" for model in (point.model, point.target)
     )
@@ -51,8 +65,7 @@ def _transferred_value(job: Job, point: Measurement, seed: int) -> float | None:
         return next((v for k, v in entries.items() if pathlib.Path(k).name == name), None)
 
     row = table["benign"] if point.attack == "benign" else found(table["matrix"], source)
-    value = found(row or {}, target)
-    return None if value is None else point.factor * value
+    return _number(paths[0], point, {target: found(row or {}, target)}, target)
 
 
 def collect(

@@ -208,7 +208,7 @@ def is_done(job: Job, item: PlanItem) -> bool:
     folder, note = job.folder(item.run_name), _note(job, item)
     if not note.is_file():
         return False
-    found, wanted = json.loads(note.read_text()), _settings(job, item)
+    found, wanted = files.read_json(note), _settings(job, item)
     # Other tables want other attacks, and other models of a transfer.
     shared = _shared(wanted, found)
     training.check_identity(_shared(found, shared), shared, folder)
