@@ -180,8 +180,8 @@ def test_settings_ask_for_what_an_attack_needs():
 def test_the_tanh_scale_is_annealed_over_as_many_steps_as_the_settings_say(
     problem, anneal, expected
 ):
-    guides = evaluation.Guides(np.zeros((1, 8)), None)
-    built = create(**MAINSTAY | {"anneal": anneal}).build(problem[0], guides)
+    target_codes = evaluation.TargetCodes(np.zeros((1, 8)), None)
+    built = create(**MAINSTAY | {"anneal": anneal}).build(problem[0], target_codes)
     alphas = built.keywords.get("alphas")
     if expected is None:
         assert alphas is None
@@ -197,7 +197,7 @@ def _attack(problem, batch_size, settings, *, seed, **options):
         encode_fn,
         variables,
         lambda start: list(_batches(data, data.query, batch_size))[start:],
-        evaluation.Guides(anchors, None),
+        evaluation.TargetCodes(anchors, None),
         settings,
         seed=seed,
         example_rows=range(len(data.query)),
@@ -271,9 +271,11 @@ def test_an_attack_outside_ball_or_range_is_not_reported(problem, monkeypatch, s
 # --- every attack ---
 
 
-def _all_aims():
+def _all_directions():
     return [
-        (name, targeted) for name, attack in evaluation.ATTACKS.items() for targeted in attack.aims
+        (name, targeted)
+        for name, attack in evaluation.ATTACKS.items()
+        for targeted in attack.targeted
     ]
 
 
@@ -287,15 +289,15 @@ def known(problem):
 
     def tha(labels):
         codes = np.where(np.random.default_rng(1).random((len(labels), 8)) < 0.5, -1.0, 1.0)
-        return evaluation.Guides(codes.astype(np.float32), codes)
+        return evaluation.TargetCodes(codes.astype(np.float32), codes)
 
     def prosgan(labels):
         codes = tha(labels).theory
         arrays, static = {"generator_params": params}, {"generator": generator}
-        return evaluation.Guides(semantics, codes, arrays, static)
+        return evaluation.TargetCodes(semantics, codes, arrays, static)
 
     learned = {name: evaluation.Learned(f, {}) for name, f in (("tha", tha), ("prosgan", prosgan))}
-    return evaluation.gather_knowledge(
+    return evaluation.attacker_knowledge(
         encode_fn, variables, data, targets, seed=0, batch_size=16, learned=learned
     )
 
@@ -309,19 +311,21 @@ def _settings(name, targeted, **changes):
     return create(attack=name, targeted=targeted, epsilon=EPSILON, **options)
 
 
-@pytest.mark.parametrize(("name", "targeted"), _all_aims())
+@pytest.mark.parametrize(("name", "targeted"), _all_directions())
 def test_every_attack_stays_inside_repeats_and_minds_no_batch_mates(problem, known, name, targeted):
     encode_fn, variables, data, _ = problem
     settings = _settings(name, targeted)
-    guides = settings.guides(known)
+    target_codes = settings.target_codes(known)
     images = datasets.load_images(data.query, np.arange(11), image_size=16, resize=None)
-    craft = jax.jit(settings.build(encode_fn, guides))
+    craft = jax.jit(settings.build(encode_fn, target_codes))
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(3)))(jnp.arange(11))
 
     def run(rows):
         rows = np.asarray(rows)
         return np.asarray(
-            craft(variables, images[rows], guides.rows[rows], keys[rows], **guides.arrays)
+            craft(
+                variables, images[rows], target_codes.codes[rows], keys[rows], **target_codes.arrays
+            )
         )
 
     whole = run(np.arange(11))
@@ -342,7 +346,7 @@ def test_what_is_random_hangs_on_the_seed(problem, known, name):
         evaluation.attack_queries(
             *problem[:2],
             lambda start: _batches(problem[2], problem[2].query, 11),
-            settings.guides(known),
+            settings.target_codes(known),
             settings,
             seed=seed,
             example_rows=range(11),
@@ -362,13 +366,13 @@ def test_theory_is_the_code_an_attack_would_reach(problem, known):
         ("cgat", True, mainstay.center_codes(known.target_labels, train, labels)),
         ("sdha", False, -mainstay.consensus_codes(known.labels, train, labels)),
     ):
-        theory = _settings(name, targeted).guides(known).theory
+        theory = _settings(name, targeted).target_codes(known).theory
         np.testing.assert_array_equal(theory, expected, err_msg=name)
-    assert _settings("noise", False).guides(known).theory is None
+    assert _settings("noise", False).target_codes(known).theory is None
 
 
 def test_anchors_have_the_target_labels(known):
-    codes = _settings("p2p", True).guides(known).rows
+    codes = _settings("p2p", True).target_codes(known).codes
     for code, label in zip(codes, known.target_labels, strict=True):
         same = (known.database_labels == label).all(1)
         assert (known.database_codes[same] == code).all(1).any()
@@ -376,7 +380,7 @@ def test_anchors_have_the_target_labels(known):
 
 def test_an_attack_that_was_not_learned_is_refused(known):
     with pytest.raises(ValueError, match=r"no network 'tha' was trained for it"):
-        _settings("tha", True).guides(dataclasses.replace(known, learned={}))
+        _settings("tha", True).target_codes(dataclasses.replace(known, learned={}))
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -420,7 +424,9 @@ def test_images_of_two_settings_never_mix(problem, tmp_path, monkeypatch):
         return jnp.minimum(images + epsilon, 1)
 
     monkeypatch.setitem(
-        evaluation.ATTACKS, "noise", evaluation.Attack(perturb, evaluation.ATTACKS["noise"].guides)
+        evaluation.ATTACKS,
+        "noise",
+        evaluation.Attack(perturb, evaluation.ATTACKS["noise"].target_codes),
     )
     save_image = records_module._save_image
 

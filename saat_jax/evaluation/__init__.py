@@ -9,16 +9,16 @@ from saat_jax.evaluation.crafting import (
 from saat_jax.evaluation.methods import (
     ATTACKS,
     Attack,
+    AttackerKnowledge,
     AttackSettings,
-    Guides,
-    Knowledge,
     Learned,
+    TargetCodes,
 )
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.records import (
+    attacker_knowledge,
     batches_from,
     evaluate,
-    gather_knowledge,
 )
 from saat_jax.evaluation.transfer import transfer
 
@@ -28,14 +28,14 @@ __all__ = [
     "AttackResult",
     "AttackSettings",
     "Encoder",
-    "Guides",
-    "Knowledge",
+    "TargetCodes",
+    "AttackerKnowledge",
     "Learned",
     "Protocol",
     "attack_queries",
     "batches_from",
     "encode",
     "evaluate",
-    "gather_knowledge",
+    "attacker_knowledge",
     "transfer",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from saat_jax import files, hamming, networks, parallel, perturbation
-from saat_jax.evaluation.methods import AttackSettings, Guides
+from saat_jax.evaluation.methods import AttackSettings, TargetCodes
 
 Array = jax.Array
 Batches = Iterable[dict[str, np.ndarray]]
@@ -97,7 +97,7 @@ def attack_queries(
     encode_fn: networks.EncodeFn,
     variables: chex.ArrayTree,
     batches_from: Callable[[int], Batches],
-    guides: Guides,
+    target_codes: TargetCodes,
     settings: AttackSettings,
     *,
     seed: int,
@@ -117,7 +117,7 @@ def attack_queries(
         variables: what `encode_fn` needs.
         batches_from: the queries from a batch's number on, as `datasets.eval_batches` yields
             them.
-        guides: what steers the attack, a row for each query.
+        target_codes: what steers the attack, a row for each query.
         settings: the attack.
         seed: of the attack's draws; each query has its own key.
         others: models that judge the same images beside the attacked one.
@@ -132,13 +132,13 @@ def attack_queries(
     Raises:
         ArithmeticError: if an image left the ball or [0, 1].
     """
-    size = len(guides.rows)
+    size = len(target_codes.codes)
     judges = {
         name: Encoder(jax.jit(judge.encode_fn), parallel.on_every_device(judge.variables))
         for name, judge in {"": Encoder(encode_fn, variables), **(others or {})}.items()
     }
-    craft = jax.jit(settings.build(encode_fn, guides))
-    arrays = parallel.on_every_device(dict(guides.arrays))
+    craft = jax.jit(settings.build(encode_fn, target_codes))
+    arrays = parallel.on_every_device(dict(target_codes.arrays))
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
     results = [] if parts is None else _finished_parts(parts)
     compiled = None
@@ -148,7 +148,7 @@ def attack_queries(
             real = batch["mask"] > 0
             image = batch["image"]
             rows = np.minimum(batch["index"], size - 1)
-            split = (image, guides.rows[rows], keys(batch["index"]))
+            split = (image, target_codes.codes[rows], keys(batch["index"]))
             call = (judges[""].variables, *parallel.split_rows(split))
             if compiled is None:
                 compiled = craft.lower(*call, **arrays).compile()

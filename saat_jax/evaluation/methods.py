@@ -1,8 +1,8 @@
 """The attacks that a run may name: what steers each, and how it changes an image.
 
-An attack needs to know where to drive a code: away from, or towards, what its guides say. They
-are made once for all queries of a model (mainstay codes, anchors, ...); the perturbation then
-sees a batch of images with their rows of the guides.
+An attack needs to know where to drive a code: away from, or towards, its target codes. They are
+made once for all queries of a model (mainstay codes, anchors, ...), from what the attacker knows;
+the perturbation then sees a batch of images with their rows of the target codes.
 """
 
 import dataclasses
@@ -19,43 +19,43 @@ from saat_jax import attacks, generative, hamming, mainstay, networks
 Array = jax.Array
 
 
-class Guides(NamedTuple):
+class TargetCodes(NamedTuple):
     """What steers an attack.
 
     Attributes:
-        rows: `[num_queries, ...]`, handed to the perturbation by batches in the place of
-            `target_codes`.
+        codes: `[num_queries, ...]`, handed to the perturbation by batches as its `target_codes`;
+            what stands in their place may be the labels (SDHA) or their semantics (ProS-GAN).
         theory: `[num_queries, num_bits]` the codes that the attack would reach at best; None
-            if it aims at none.
+            if it has none.
         arrays: keyword arguments of the perturbation that all queries share.
         static: the same, for what is no array.
     """
 
-    rows: np.ndarray
+    codes: np.ndarray
     theory: np.ndarray | None
     arrays: Mapping[str, Any] = {}
     static: Mapping[str, Any] = {}
 
 
 class Learned(NamedTuple):
-    """Guides by a network that was trained for an attack on one model.
+    """Target codes by a network that was trained for an attack on one model.
 
     Attributes:
-        guides: maps `[num_queries, num_classes]` target labels to guides.
+        target_codes: maps `[num_queries, num_classes]` target labels to target codes.
         identity: what made the network, in JSON's types; part of the records' identity.
     """
 
-    guides: Callable[[np.ndarray], Guides]
+    target_codes: Callable[[np.ndarray], TargetCodes]
     identity: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Knowledge:
+class AttackerKnowledge:
     """What an attacker of a model knows: the model, labels, and the codes of its images.
 
     Attributes:
         labels: `[num_queries, num_classes]` the queries' own labels.
-        target_labels: `[num_queries, num_classes]` what targeted attacks aim at.
+        target_labels: `[num_queries, num_classes]` what targeted attacks are to reach.
         soft_codes: `[num_queries, num_bits]` in (-1, 1), of the untouched queries.
         train_codes: `[num_train, num_bits]` in {-1, +1}.
         train_labels: `[num_train, num_classes]`.
@@ -76,58 +76,60 @@ class Knowledge:
     seed: int
     learned: Mapping[str, Learned] = dataclasses.field(default_factory=dict)
 
-    def aim(self, targeted: bool) -> np.ndarray:
-        """The labels to reach, or to leave."""
+    def labels_for(self, targeted: bool) -> np.ndarray:
+        """The labels to reach if targeted, or to leave. `[num_queries, num_classes]`"""
         return self.target_labels if targeted else self.labels
 
 
-def _voted(vote: Callable[..., Array], known: Knowledge, targeted: bool) -> Guides:
-    """Guides by a vote of the training set's codes on each label vector."""
-    labels = known.aim(targeted)
+def _voted(vote: Callable[..., Array], known: AttackerKnowledge, targeted: bool) -> TargetCodes:
+    """Target codes by a vote of the training set's codes on each label vector."""
+    labels = known.labels_for(targeted)
     bank = mainstay.group_bank(known.train_codes, known.train_labels)
     # Some at a time: a vote needs a matrix of queries by distinct label vectors.
     codes = np.concatenate(
         [np.asarray(vote(labels[row : row + 256], bank)) for row in range(0, len(labels), 256)]
     )
-    return Guides(codes, codes if targeted else -codes)
+    return TargetCodes(codes, codes if targeted else -codes)
 
 
-def mainstay_guides(
-    known: Knowledge,
+def mainstay_target_codes(
+    known: AttackerKnowledge,
     *,
     targeted: bool,
     weighting: mainstay.Weighting = "similarity",
     ties: mainstay.Ties = "positive",
-) -> Guides:
+) -> TargetCodes:
     """Mainstay codes (SAAT, Theorem 1)."""
     vote = functools.partial(mainstay.mainstay_codes, weighting=weighting, ties=ties)
     return _voted(vote, known, targeted)
 
 
-def center_guides(known: Knowledge, *, targeted: bool, ties: mainstay.Ties = "positive") -> Guides:
+def center_target_codes(
+    known: AttackerKnowledge, *, targeted: bool, ties: mainstay.Ties = "positive"
+) -> TargetCodes:
     """Centre codes of CgAT."""
     return _voted(functools.partial(mainstay.center_codes, ties=ties), known, targeted)
 
 
-def own_guides(known: Knowledge, *, targeted: bool) -> Guides:
+def own_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
     """The queries' own soft codes, for HAG."""
-    return Guides(known.soft_codes, -np.asarray(hamming.binarize(known.soft_codes)))
+    return TargetCodes(known.soft_codes, -np.asarray(hamming.binarize(known.soft_codes)))
 
 
-def relevant_guides(known: Knowledge, *, targeted: bool) -> Guides:
+def relevant_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
     """The labels, and the training codes that share one: the set that SDHA leaves or joins."""
-    codes = _voted(mainstay.consensus_codes, known, targeted).rows
+    codes = _voted(mainstay.consensus_codes, known, targeted).codes
     if not targeted:
         # A query to which nothing is relevant flees its own code.
         own = np.asarray(hamming.binarize(known.soft_codes))
         codes = np.where(np.any(codes, axis=1, keepdims=True), codes, own)
     arrays = {"code_bank": known.train_codes, "bank_labels": known.train_labels}
-    return Guides(known.aim(targeted), codes if targeted else -codes, arrays)
+    return TargetCodes(known.labels_for(targeted), codes if targeted else -codes, arrays)
 
 
-def anchor_guides(
-    known: Knowledge, *, targeted: bool, num_codes: int, replace: bool = True
-) -> Guides:
+def anchor_target_codes(
+    known: AttackerKnowledge, *, targeted: bool, num_codes: int, replace: bool = True
+) -> TargetCodes:
     """Anchors of P2P (one code) and DHTA (nine): a vote of database images of the target."""
     codes = mainstay.anchor_codes(
         known.target_labels,
@@ -137,18 +139,18 @@ def anchor_guides(
         num_codes=num_codes,
         replace=replace,
     )
-    return Guides(codes, codes)
+    return TargetCodes(codes, codes)
 
 
-def _learned_guides(known: Knowledge, *, targeted: bool, learned: str) -> Guides:
+def _learned_target_codes(known: AttackerKnowledge, *, targeted: bool, learned: str) -> TargetCodes:
     if learned not in known.learned:
         raise ValueError(f"no network {learned!r} was trained for it; got {[*known.learned]}")
-    return known.learned[learned].guides(known.target_labels)
+    return known.learned[learned].target_codes(known.target_labels)
 
 
-def no_guides(known: Knowledge, *, targeted: bool) -> Guides:
-    """Nothing to aim at."""
-    return Guides(np.zeros((len(known.labels), 1), np.float32), None)
+def no_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
+    """None: the attack does not look at codes."""
+    return TargetCodes(np.zeros((len(known.labels), 1), np.float32), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,18 +158,18 @@ class Attack:
     """A named attack.
 
     Attributes:
-        perturb: called like `attacks.pgd`, with a batch of the guides' rows as target codes.
-        guides: maps (knowledge, targeted) to the guides of all queries.
-        aims: the values of `targeted` that it has.
+        perturb: called like `attacks.pgd`, with a batch of the rows of `TargetCodes.codes`.
+        target_codes: maps (attacker knowledge, targeted) to those of all queries.
+        targeted: the values of `targeted` that it takes.
     """
 
     perturb: Callable[..., Array]
-    guides: Callable[..., Guides] = mainstay_guides
-    aims: tuple[bool, ...] = (False, True)
+    target_codes: Callable[..., TargetCodes] = mainstay_target_codes
+    targeted: tuple[bool, ...] = (False, True)
 
 
 ATTACKS: dict[str, Attack] = {
-    "noise": Attack(attacks.noise, no_guides),
+    "noise": Attack(attacks.noise, no_target_codes),
     "mainstay": Attack(attacks.pgd),
     "fgsm": Attack(attacks.fgsm),
     "bim": Attack(attacks.bim),
@@ -175,25 +177,25 @@ ATTACKS: dict[str, Attack] = {
     "si_ni_fgsm": Attack(attacks.si_ni_fgsm),
     "vmi_fgsm": Attack(attacks.vmi_fgsm),
     "di_fgsm": Attack(attacks.di_fgsm),
-    "cgat": Attack(attacks.pgd, center_guides),
-    "hag": Attack(attacks.hag, own_guides, (False,)),
-    "sdha": Attack(attacks.sdha, relevant_guides),
-    "p2p": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=1), (True,)),
-    "dhta": Attack(attacks.pgd, functools.partial(anchor_guides, num_codes=9), (True,)),
-    "tha": Attack(attacks.pgd, functools.partial(_learned_guides, learned="tha"), (True,)),
+    "cgat": Attack(attacks.pgd, center_target_codes),
+    "hag": Attack(attacks.hag, own_target_codes, (False,)),
+    "sdha": Attack(attacks.sdha, relevant_target_codes),
+    "p2p": Attack(attacks.pgd, functools.partial(anchor_target_codes, num_codes=1), (True,)),
+    "dhta": Attack(attacks.pgd, functools.partial(anchor_target_codes, num_codes=9), (True,)),
+    "tha": Attack(attacks.pgd, functools.partial(_learned_target_codes, learned="tha"), (True,)),
     "prosgan": Attack(
-        generative.generate, functools.partial(_learned_guides, learned="prosgan"), (True,)
+        generative.generate, functools.partial(_learned_target_codes, learned="prosgan"), (True,)
     ),
 }
 
 
-# What is no option: settings of every attack, and what the guides hand to the perturbation.
+# What is no option: settings of every attack, and what `TargetCodes` hands to the perturbation.
 _RESERVED = {"targeted", "epsilon", "start"}
 _RESERVED |= {"code_bank", "bank_labels", "generator", "generator_params"}
 
 
 def _options(function: Callable[..., Any]) -> dict[str, bool]:
-    """The hyperparameters of a perturbation or of guides, and whether each must be given."""
+    """The hyperparameters of a perturbation or of target codes, and whether each must be given."""
     parameters = inspect.signature(function).parameters.values()
     return {
         {"alphas": "anneal"}.get(p.name, p.name): p.default is p.empty
@@ -221,22 +223,23 @@ class AttackSettings:
             attack: one of `ATTACKS`.
             targeted: towards the target labels, or away from the own labels.
             epsilon: radius of the ball in units of [0, 1]; None for an attack without one.
-            **options: keyword arguments of the perturbation and of the guides; and "anneal":
+            **options: keyword arguments of the perturbation and of the target codes; and "anneal":
                 whether the tanh scale follows `attacks.alpha_schedule` over the attack's
                 steps, or over how many steps; else it is 1.
 
         Raises:
-            ValueError: if there is no such attack, aim or option, or a number is wrong.
+            ValueError: if there is no such attack or option, the attack takes another `targeted`
+                only, or a number is wrong.
         """
         if attack not in ATTACKS:
             raise ValueError(f"unknown attack {attack!r}; expected one of {sorted(ATTACKS)}")
         method = ATTACKS[attack]
-        if targeted not in method.aims:
+        if targeted not in method.targeted:
             raise ValueError(
-                f"attack {attack!r} is {'targeted' if True in method.aims else 'non-targeted'} "
-                f"only; set targeted to {method.aims[0]}"
+                f"attack {attack!r} is {'targeted' if True in method.targeted else 'non-targeted'} "
+                f"only; set targeted to {method.targeted[0]}"
             )
-        known = _options(method.perturb) | _options(method.guides)
+        known = _options(method.perturb) | _options(method.target_codes)
         needed = {name for name, must in known.items() if must}
         if set(options) - set(known) or needed - set(options):
             raise ValueError(
@@ -279,13 +282,15 @@ class AttackSettings:
             **self.options,
         }
 
-    def guides(self, known: Knowledge) -> Guides:
-        """The guides of all queries."""
-        make = ATTACKS[self.attack].guides
+    def target_codes(self, known: AttackerKnowledge) -> TargetCodes:
+        """The target codes of all queries."""
+        make = ATTACKS[self.attack].target_codes
         return make(known, targeted=self.targeted, **self._of(make))
 
-    def build(self, encode_fn: networks.EncodeFn, guides: Guides) -> Callable[..., Array]:
-        """The perturbation as a function of (variables, images, guide rows, keys, **arrays)."""
+    def build(
+        self, encode_fn: networks.EncodeFn, target_codes: TargetCodes
+    ) -> Callable[..., Array]:
+        """The perturbation as a function of (variables, images, target codes, keys, **arrays)."""
         perturb = ATTACKS[self.attack].perturb
         options = self._of(perturb)
         if anneal := options.pop("anneal", False):
@@ -296,7 +301,7 @@ class AttackSettings:
             encode_fn,
             targeted=self.targeted,
             epsilon=self.epsilon,
-            **guides.static,
+            **target_codes.static,
             **options,
         )
 

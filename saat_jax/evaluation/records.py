@@ -21,7 +21,7 @@ import numpy as np
 from saat_jax import datasets, files, hamming, networks
 from saat_jax.evaluation import folders
 from saat_jax.evaluation.crafting import AttackResult, Batches, attack_queries, encode
-from saat_jax.evaluation.methods import AttackSettings, Guides, Knowledge, Learned
+from saat_jax.evaluation.methods import AttackerKnowledge, AttackSettings, Learned, TargetCodes
 from saat_jax.evaluation.protocol import Protocol
 
 _TOP = 10
@@ -45,7 +45,7 @@ def batches_from(
     )
 
 
-def gather_knowledge(
+def attacker_knowledge(
     encode_fn: networks.EncodeFn,
     variables: chex.ArrayTree,
     dataset: datasets.Dataset,
@@ -55,8 +55,8 @@ def gather_knowledge(
     batch_size: int,
     learned: Mapping[str, Learned] | None = None,
     progress: bool = False,
-) -> Knowledge:
-    """Encodes a dataset: what an attacker of the model knows. Arguments as of `evaluate`."""
+) -> AttackerKnowledge:
+    """Encodes a dataset into what an attacker of the model knows. Arguments as of `evaluate`."""
     database, query, train = (
         encode(
             encode_fn,
@@ -69,7 +69,7 @@ def gather_knowledge(
         )
         for split in (dataset.database, dataset.query, dataset.train)
     )
-    return Knowledge(
+    return AttackerKnowledge(
         labels=dataset.query.labels,
         target_labels=target_labels,
         soft_codes=query,
@@ -156,7 +156,7 @@ def evaluate(
     if len(records) == len(plan):
         return records
 
-    known = gather_knowledge(
+    known = attacker_knowledge(
         encode_fn,
         variables,
         dataset,
@@ -200,7 +200,7 @@ def evaluate(
     for name, attack in suite.items():
         if name in records:
             continue
-        guides = attack.guides(known)
+        target_codes = attack.target_codes(known)
         kind = "png" if save_images else "codes"
         parts = folders.parts_of(folder, name, plan[name], kind, batch_size)
         folders.begin(folder, name, parts, save_images=save_images)
@@ -208,7 +208,7 @@ def evaluate(
             encode_fn,
             variables,
             batches_from(dataset, dataset.query, batch_size),
-            guides,
+            target_codes,
             attack,
             seed=protocol.seed,
             example_rows=rows,
@@ -218,7 +218,7 @@ def evaluate(
             progress=progress,
         )
         metrics, curves = _score(protocol, known, result.codes, targeted=attack.targeted)
-        metrics |= _bounds(protocol, known, guides, result, targeted=attack.targeted)
+        metrics |= _bounds(protocol, known, target_codes, result, targeted=attack.targeted)
         store(
             name,
             result.codes,
@@ -255,41 +255,46 @@ def circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, An
 
 
 def metric_of(targeted: bool) -> str:
-    """The name of the metric of an aim."""
+    """The name of the metric of an attack."""
     return "t_map" if targeted else "map"
 
 
-def map_of(protocol: Protocol, known: Knowledge, codes: Any, targeted: bool) -> float:
+def map_of(protocol: Protocol, known: AttackerKnowledge, codes: Any, targeted: bool) -> float:
     """MAP, or t-MAP if targeted, of the queries' codes."""
     return protocol.map_at_k(
-        np.asarray(codes), known.database_codes, known.aim(targeted), known.database_labels
+        np.asarray(codes), known.database_codes, known.labels_for(targeted), known.database_labels
     )
 
 
 def _score(
-    protocol: Protocol, known: Knowledge, codes: np.ndarray, *, targeted: bool
+    protocol: Protocol, known: AttackerKnowledge, codes: np.ndarray, *, targeted: bool
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """MAP or t-MAP of the queries' codes, and its curves."""
     curves = protocol.curves(
-        codes, known.database_codes, known.aim(targeted), known.database_labels
+        codes, known.database_codes, known.labels_for(targeted), known.database_labels
     )
     return {metric_of(targeted): map_of(protocol, known, codes, targeted)}, curves
 
 
 def _bounds(
-    protocol: Protocol, known: Knowledge, guides: Guides, result: AttackResult, *, targeted: bool
+    protocol: Protocol,
+    known: AttackerKnowledge,
+    target_codes: TargetCodes,
+    result: AttackResult,
+    *,
+    targeted: bool,
 ) -> dict[str, float]:
     """What the attack reaches as 8-bit images, and what it would at best."""
     metric = metric_of(targeted)
     metrics = {f"{metric}_8bit": map_of(protocol, known, result.rounded_codes, targeted)}
-    if guides.theory is not None:
-        metrics[f"theory_{metric}"] = map_of(protocol, known, guides.theory, targeted)
+    if target_codes.theory is not None:
+        metrics[f"theory_{metric}"] = map_of(protocol, known, target_codes.theory, targeted)
     return metrics
 
 
 def _examples(
     dataset: datasets.Dataset,
-    known: Knowledge,
+    known: AttackerKnowledge,
     rows: np.ndarray,
     codes: np.ndarray,
     images: np.ndarray,
@@ -303,7 +308,9 @@ def _examples(
         datasets.load_images, image_size=dataset.image_size, resize=dataset.resize
     )
     found = load(dataset.database, top.ravel()).reshape(*top.shape, *images.shape[1:])
-    relevant = np.einsum("qc,qtc->qt", known.aim(targeted)[rows], known.database_labels[top]) > 0
+    relevant = (
+        np.einsum("qc,qtc->qt", known.labels_for(targeted)[rows], known.database_labels[top]) > 0
+    )
     return {
         "images": images,
         "benign_images": load(dataset.query, rows),

@@ -14,9 +14,9 @@ from saat_jax.evaluation.crafting import Encoder, attack_queries
 from saat_jax.evaluation.methods import AttackSettings, Learned
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.records import (
+    attacker_knowledge,
     batches_from,
     circumstances,
-    gather_knowledge,
     map_of,
     metric_of,
 )
@@ -64,7 +64,7 @@ def transfer(
     """
     folder = pathlib.Path(folder)
     known = {
-        name: gather_knowledge(
+        name: attacker_knowledge(
             *model,
             dataset,
             target_labels,
@@ -115,7 +115,7 @@ def transfer(
                 encode_fn,
                 variables,
                 batches_from(dataset, dataset.query, batch_size),
-                attack.guides(known[source]),
+                attack.target_codes(known[source]),
                 attack,
                 seed=protocol.seed,
                 others={target: model for target, model in models.items() if target != source},

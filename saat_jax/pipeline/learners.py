@@ -35,7 +35,7 @@ def learn_attacks(
         suite: the attacks by name.
 
     Returns:
-        The guides by name, for `evaluation.evaluate`.
+        The target codes by name, for `evaluation.evaluate`.
     """
     learners = {"tha": _learn_tha, "prosgan": _learn_prosgan}
     wanted = {attack.learned: attack.attack for attack in suite.values()}
@@ -106,11 +106,11 @@ def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
 def _learn_tha(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
     net, params, identity = _learn_prototypes(run, name, model, section, "tha")
 
-    def guides(labels: np.ndarray) -> evaluation.Guides:
+    def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
         codes = np.asarray(prototypes.prototype_codes(net, params, labels))
-        return evaluation.Guides(codes, codes)
+        return evaluation.TargetCodes(codes, codes)
 
-    return evaluation.Learned(guides, identity)
+    return evaluation.Learned(target_codes, identity)
 
 
 def _scaled(encode_fn: networks.EncodeFn, scale: Any) -> networks.EncodeFn:
@@ -237,9 +237,9 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
     )
     params = jax.device_put(_trained(folder).state["params"]["generator"])
 
-    def guides(labels: np.ndarray) -> evaluation.Guides:
-        return evaluation.Guides(
+    def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
+        return evaluation.TargetCodes(
             *semantics_and_codes(labels), {"generator_params": params}, {"generator": generator}
         )
 
-    return evaluation.Learned(guides, identity)
+    return evaluation.Learned(target_codes, identity)
