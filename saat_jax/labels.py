@@ -40,6 +40,11 @@ def check_labels(name: str, labels: ArrayLike, *, num_classes: int | None = None
 
     Raises:
         ValueError: naming the argument, what it is, and what it should be.
+
+    Example:
+        >>> check_labels("labels", np.array([[1, -1]]))
+        Traceback (most recent call last):
+        ValueError: labels must be multi-hot, 0 for an absent label, got -1; use 0 in its place
     """
     if not hasattr(labels, "shape") or not hasattr(labels, "dtype"):
         raise ValueError(
@@ -54,10 +59,16 @@ def check_labels(name: str, labels: ArrayLike, *, num_classes: int | None = None
         raise ValueError(
             f"{name} must have {num_classes} classes as the other labels, got {labels.shape}"
         )
+    if labels.dtype == bool:
+        return
+    if not jax.numpy.issubdtype(labels.dtype, np.number):
+        raise ValueError(f"{name} must be numbers, 0 and 1, got dtype {labels.dtype}")
     if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
-    least = np.min(np.asarray(labels).astype(np.float32))
-    if not least >= 0:
+    least, most = float(labels.min()), float(labels.max())
+    # Written so that NaN is refused too.
+    if not (least >= 0 and most < np.inf):
+        wrong = most if least >= 0 else least
         raise ValueError(
-            f"{name} must be multi-hot, 0 for an absent label, got {least:g}; use 0 in its place"
+            f"{name} must be multi-hot, 0 for an absent label, got {wrong:g}; use 0 in its place"
         )

@@ -1,11 +1,13 @@
-"""What a user may choose: names out of a table, and numbers within a range.
+"""What a user may choose: names out of a table, numbers within a range, arrays of a shape.
 
 Each number has one range, whatever takes it: a field of a config or an argument of a function.
 """
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -35,7 +37,8 @@ class Choices(dict[str, T]):
     def look_up(self, name: str) -> T:
         """The entry of a name; ValueError lists the names if there is none."""
         if not isinstance(name, str) or name not in self:
-            raise ValueError(f"unknown {self.kind} {name!r}; expected one of {sorted(self)}")
+            got = shortened(name) if isinstance(name, str) else name
+            raise ValueError(f"unknown {self.kind} {got!r}; expected one of {sorted(self)}")
         return self[name]
 
     def register(self, name: str, entry: T) -> None:
@@ -48,6 +51,109 @@ class Choices(dict[str, T]):
         if name in self:
             raise ValueError(f"there is a {self.kind} {name!r} already; choose another name")
         self[name] = entry
+
+
+def check_word(name: str, value: str, words: Iterable[str]) -> None:
+    """Refuses an argument that is none of some words, with a ValueError that lists them."""
+    Choices(name, dict.fromkeys(words)).look_up(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of what a config makes by name: its fields are the options that it declares.
+
+    A field of type `Literal` holds one of its words, a bool True or False, and a number lies in
+    the range of its name.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class Jam(Options):
+        ...     num_jars: int
+        ...     sugar: typing.Literal["some", "much"] = "some"
+        >>> declared(Jam)
+        {'num_jars': Ellipsis, 'sugar': 'some'}
+        >>> create(Jam, "jam", {"num_jars": 0})
+        Traceback (most recent call last):
+        ValueError: jam: num_jars must be a whole number from 1 to 1e+09, got 0
+    """
+
+    def __post_init__(self) -> None:
+        """Refuses values that the options cannot have, with a ValueError."""
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if typing.get_origin(field.type) is typing.Literal:
+                check_word(name, value, typing.get_args(field.type))
+            elif field.type is bool and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {shortened(value)!r}")
+            elif field.type in (int, float) and range_of(name) is None:
+                _refuse(name, Range(whole=field.type is int).problem(value))
+        check_numbers(**vars(self))
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def declared(made: type[Options]) -> dict[str, Any]:
+    """The options that a class declares, with their defaults; `...` where there is none."""
+    return {
+        field.name: ... if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(made)
+    }
+
+
+def create(made: type[AnyOptions], place: str, given: Mapping[str, Any]) -> AnyOptions:
+    """Makes what a config names, of the options that it gives.
+
+    Args:
+        made: of what class.
+        place: what to call it, or its section of a config, in messages.
+        given: the options by name.
+
+    Raises:
+        ValueError: if there is no such option, one without a default is missing, or a value is
+            none that it can have.
+    """
+    known = declared(made)
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"{place} has no option {shortened(unknown[0])!r}; it has {sorted(known)}")
+    if missing := [name for name in known if known[name] is ... and name not in given]:
+        raise ValueError(f"{place} needs the option {missing[0]!r}, which has no default")
+    try:
+        return made(**given)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def check_shapes(**arrays: tuple[Any, str]) -> None:
+    """Refuses arrays that are not of the shapes named: nothing is to be broadcast in silence.
+
+    The shapes of traced arrays are checked as well.
+
+    Args:
+        **arrays: by the name of the argument, an array and its dimensions in words; the same
+            word is the same size in all.
+
+    Raises:
+        ValueError: naming the first argument that does not fit, its shape, and what it should be.
+
+    Example:
+        >>> codes, labels = np.ones((4, 8)), np.ones((1, 3))
+        >>> check_shapes(codes=(codes, "batch num_bits"), labels=(labels, "batch num_classes"))
+        Traceback (most recent call last):
+        ValueError: labels must be of shape [batch, num_classes] with batch=4, got (1, 3)
+    """
+    sizes: dict[str, int] = {}
+    for name, (array, dimensions) in arrays.items():
+        words = dimensions.split()
+        fixed = ", ".join(f"{word}={sizes[word]}" for word in words if word in sizes)
+        wanted = f"[{', '.join(words)}]{fixed and f' with {fixed}'}"
+        if not hasattr(array, "shape"):
+            raise ValueError(f"{name} must be an array {wanted}, got {type(array).__name__}")
+        if len(array.shape) != len(words) or any(
+            sizes.setdefault(word, size) != size
+            for word, size in zip(words, array.shape, strict=True)
+        ):
+            raise ValueError(f"{name} must be of shape {wanted}, got {tuple(array.shape)}")
 
 
 def check_name(kind: str, name: str) -> None:
@@ -74,6 +180,7 @@ class Range(NamedTuple):
         whole: whether it counts something.
         above: whether `low` itself is too little.
         hint: what to try, for the message.
+        flag: whether True and False have a meaning too.
     """
 
     low: float = -math.inf
@@ -81,6 +188,7 @@ class Range(NamedTuple):
     whole: bool = False
     above: bool = False
     hint: str = ""
+    flag: bool = False
 
     def problem(self, value: Any) -> str:
         """What is wrong with a value, in words; empty if nothing is. Traced values pass."""
@@ -91,15 +199,22 @@ class Range(NamedTuple):
             if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0
             else value
         )
+        if isinstance(number, bool) and self.flag:
+            return ""
         kinds = (int,) if self.whole else (int, float)
-        if isinstance(number, bool) or not isinstance(number, kinds) or not math.isfinite(number):
-            return f"must be {self}, got {shortened(value)!r}"
-        if not self.low <= number <= self.high or (self.above and number == self.low):
-            return f"must be {self}, got {number:.12g}{self.hint and f': {self.hint}'}"
-        return ""
+        if isinstance(number, bool) or not isinstance(number, kinds):
+            got = shortened(value)
+            return f"must be {self}, got {repr(got) if isinstance(value, str) else got}"
+        # Written so that NaN is refused too.
+        inside = self.low <= number <= self.high and abs(number) != math.inf
+        if inside and not (self.above and number == self.low):
+            return ""
+        return f"must be {self}, got {shortened(value, 40)}{self.hint and f': {self.hint}'}"
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
+        if self.flag:
+            kind = f"True, False or {kind}"
         least = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
         if self.high == math.inf:
             return kind if self.low == -math.inf else f"{kind} {least}"
@@ -107,26 +222,58 @@ class Range(NamedTuple):
 
 
 _COUNT = Range(1, 10**9, whole=True)
+_FROM_ZERO = Range(0, 10**9, whole=True)
+_PIXELS = Range(1, 2**14, whole=True)
 _SHARE = Range(0, 1)
-_WEIGHT = Range(0)
-_PIXELS = "8 grey levels are 8 / 255"
+_SIZE = Range(0)
+_POSITIVE = Range(0, above=True)
+_GREY = "8 grey levels are 8 / 255"
 # By the name of the field or argument; see `range_of` for the names that follow a rule.
 RANGES: dict[str, Range] = {
-    "epsilon": Range(0, 1, hint=_PIXELS),
-    "step_size": Range(0, hint=_PIXELS),
-    "num_steps": Range(0, 10**9, whole=True),
+    # Of codes, labels and images.
     "num_bits": Range(1, 2**16, whole=True),
+    "order": Range(1, 2**16, whole=True),
+    "image_size": _PIXELS,
+    "resize": _PIXELS,
+    "contrast": Range(0, 1, above=True, hint="1 is 20 to 80 % of the grey scale"),
+    # Of attacks.
+    "epsilon": Range(0, 1, hint=_GREY),
+    "step_size": Range(0, hint=_GREY),
+    "num_steps": _FROM_ZERO,
+    "anneal": Range(1, 10**9, whole=True, flag=True),
+    "alpha": _POSITIVE,
+    "decay": _SIZE,
+    "beta": _SIZE,
+    "probability": _SHARE,
+    "resize_rate": Range(0, 1, above=True),
+    "threshold": _SHARE,
+    "sharpness": _POSITIVE,
+    "exponent": Range(),
+    "batch_scale": _COUNT,
+    # Of training.
     "seed": Range(0, 2**32 - 1, whole=True),
     "batch_size": _COUNT,
     "accumulate": _COUNT,
     "steps_per_epoch": _COUNT,
+    "start_step": _FROM_ZERO,
+    "num_decay_epochs": _FROM_ZERO,
+    "process_index": _FROM_ZERO,
+    "process_count": _COUNT,
+    "learning_rate": Range(0, 1e6, above=True),
+    "momentum": _SHARE,
+    "beta1": _SHARE,
+    # Of objectives and losses.
+    "eta": _SIZE,
+    "slope": _POSITIVE,
+    "margin": _SIZE,
+    "scale": _POSITIVE,
+    "gamma": _POSITIVE,
+    # Of networks: each of them.
+    "widths": Range(1, 10**6, whole=True),
+    # Of judging.
     "k": _COUNT,
     "min_count": _COUNT,
-    "learning_rate": Range(0, 1e6, above=True),
-    "teraflops": Range(0, 1e9, above=True),
-    "momentum": Range(0, 1),
-    "beta1": Range(0, 1),
-    "decay": Range(0),
+    "num_examples": _FROM_ZERO,
 }
 
 
@@ -134,10 +281,12 @@ def range_of(name: str) -> Range | None:
     """The range of a field or an argument by its name; None if it is no number we know."""
     if name in RANGES:
         return RANGES[name]
-    if name.startswith("num_") or name.endswith(("_every", "_width")):
+    if name.startswith("num_") or name.endswith("_every"):
         return _COUNT
-    if name.endswith(("weight", "_decay", "_scale")):
-        return _WEIGHT
+    if name.endswith("_width"):
+        return RANGES["widths"]
+    if name.endswith(("weight", "_decay")):
+        return _SIZE
     return None
 
 
@@ -146,7 +295,8 @@ def check_numbers(place: str = "", /, **numbers: Any) -> None:
 
     Args:
         place: section of a config, named in the message.
-        **numbers: by the name of the argument or field.
+        **numbers: by the name of the argument or field; of a list or tuple each, and what a dict
+            holds as of a section within.
 
     Raises:
         ValueError: naming the first that is wrong, what it is, and what it may be.
@@ -158,6 +308,15 @@ def check_numbers(place: str = "", /, **numbers: Any) -> None:
         ValueError: epsilon must be a number from 0 to 1, got 8: 8 grey levels are 8 / 255
     """
     for name, value in numbers.items():
-        allowed = range_of(name)
-        if value is not None and allowed and (problem := allowed.problem(value)):
-            raise ValueError(f"{place}{'.' * bool(place)}{name} {problem}")
+        where = f"{place}{'.' * bool(place)}{name}"
+        if isinstance(value, Mapping):
+            check_numbers(where, **value)
+        elif allowed := range_of(name):
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if number is not None:
+                    _refuse(where, allowed.problem(number))
+
+
+def _refuse(name: str, problem: str) -> None:
+    if problem:
+        raise ValueError(f"{name} {problem}")

@@ -7,6 +7,8 @@ networks or attacks.
 import jax
 import numpy as np
 
+from saat_jax import options
+
 Array = jax.Array | np.ndarray
 
 
@@ -19,6 +21,11 @@ def check_images(name: str, images: Array) -> None:
 
     Raises:
         ValueError: naming the argument, what it is, and what it should be.
+
+    Example:
+        >>> check_images("images", np.full((1, 8, 8, 3), 255, np.uint8))
+        Traceback (most recent call last):
+        ValueError: images must be floats in [0, 1], got uint8; divide by 255
     """
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
         raise ValueError(
@@ -29,9 +36,9 @@ def check_images(name: str, images: Array) -> None:
             f"{name} must be of shape [batch, height, width, channels], got {images.shape}; a "
             "single image is a batch of one: images[None]"
         )
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jax.numpy.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name} must be floats in [0, 1], got {images.dtype}; divide by 255")
-    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+    if images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise ValueError(
             f"{name} must be of shape [batch, height, width, channels], got {images.shape}; "
             "PyTorch's order becomes this one by jnp.moveaxis(images, 1, 3)"
@@ -62,25 +69,23 @@ def perturbation_metrics(images: Array, adversarial: Array) -> dict[str, np.ndar
         singular value; averaged over channels.
 
     Raises:
-        ValueError: if the shapes differ or are not as above, or a value is outside [0, 1].
+        ValueError: if the shapes differ, there is no image, or a value is outside [0, 1].
+
+    Example:
+        >>> images = np.full((1, 2, 2, 1), 0.5)
+        >>> perturbation_metrics(images, images + 0.25)["linf"].tolist()
+        [0.25]
 
     Reference:
         SAAT, Table VII, released `cal_perceptibility`.
     """
     images, adversarial = np.asarray(images), np.asarray(adversarial)
-    if images.ndim != 4 or images.shape != adversarial.shape or not images.size:
-        raise ValueError(
-            "expected images and adversarial of one shape [batch, height, width, channels], "
-            f"not empty, got {images.shape} and {adversarial.shape}; a single image is a "
-            "batch of one"
-        )
-    for name, values in (("images", images), ("adversarial", adversarial)):
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name} must lie in [0, 1], got values from {low} to {high}; "
-                "divide 8-bit values by 255, and clip what an attack returns"
-            )
+    shape = "batch height width channels"
+    options.check_shapes(images=(images, shape), adversarial=(adversarial, shape))
+    if not images.size:
+        raise ValueError(f"images must not be empty, got shape {images.shape}")
+    check_images("images", images)
+    check_images("adversarial", adversarial)
     measured = [
         _measure(np.subtract(after, before, dtype=np.float64))
         for before, after in zip(images, adversarial, strict=True)

@@ -84,3 +84,54 @@ def test_distance_of_integer_codes_does_not_overflow_and_packed_codes_are_refuse
     np.testing.assert_array_equal(hamming.hamming_distance(codes, -codes), [[200]])
     with pytest.raises(ValueError, match="unpack_codes"):
         hamming.hamming_distance(hamming.pack_codes(codes), hamming.pack_codes(codes))
+
+
+BITS = np.array([[0, 0, 0, 0], [1, 1, 1, 1]])
+CODES = np.array([[1.0, -1, 1, 1], [1, 1, -1, 1]])
+BYTES = np.zeros((2, 2), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: hamming.hamming_distance(BITS[:1], CODES), r"codes .*0 and no -1: 2 \* bits - 1"),
+        (lambda: hamming.hamming_distance(CODES, BITS * 1.0), "other_codes .*0 and no -1"),
+        (lambda: hamming.hamming_distance(CODES > 0, CODES), "codes .*booleans"),
+        (lambda: hamming.hamming_distance(CODES, CODES[:, :2]), "other_codes .*4 bits .*got 2"),
+        (lambda: jax.jit(hamming.hamming_distance)(CODES, CODES[:, :2]), "other_codes .*4 bits"),
+        (lambda: jax.jit(hamming.hamming_distance)(CODES > 0, CODES), "codes .*booleans"),
+        (lambda: hamming.hamming_distance(CODES, CODES * np.nan), "other_codes .*nan"),
+        (lambda: hamming.hamming_distance(CODES[0], CODES), r"codes .*\[rows, num_bits\], got \(4"),
+        (lambda: hamming.hamming_distance([[1, -1]], CODES), "codes must be an array .*got list"),
+        (lambda: hamming.hamming_distance(CODES.astype("U4"), CODES), "codes .*dtype <U4"),
+        (lambda: hamming.binarize(CODES * np.nan), "soft_codes .*NaN"),
+        (lambda: hamming.binarize(CODES > 0), "soft_codes .*booleans"),
+        (lambda: hamming.binarize(BYTES), "soft_codes .*unpack_codes"),
+        (lambda: hamming.pack_codes(BITS), "codes .*0 and no -1"),
+        (lambda: hamming.pack_codes(BYTES), "codes .*uint8"),
+        (lambda: hamming.pack_codes(CODES * np.nan), "codes .*nan"),
+        (
+            lambda: hamming.unpack_codes(BYTES, num_bits=17),
+            r"\[\.\.\., 3\].*num_bits=17.*\(2, 2",
+        ),
+        (lambda: hamming.unpack_codes(BYTES, num_bits=8), r"uint8 \[\.\.\., 1\]"),
+        (lambda: hamming.unpack_codes(BYTES, num_bits=0), "num_bits must .*from 1 .*got 0"),
+        (lambda: hamming.unpack_codes(BYTES, num_bits=-1), "num_bits must .*got -1"),
+        (lambda: hamming.unpack_codes(CODES, num_bits=32), "packed_codes must be uint8 .*float64"),
+        (
+            lambda: hamming.check_aligned(a=CODES, b=CODES[0]),
+            r"b must .*num_bits=4, got \(4",
+        ),
+    ],
+)
+def test_what_is_no_code_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        function()
+
+
+def test_codes_that_look_like_bits_and_are_none():
+    ones, tied = np.ones((2, 4)), np.array([[0.0, 1, 1, -1], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(hamming.hamming_distance(ones, ones), 0)
+    np.testing.assert_array_equal(hamming.hamming_distance(ones[:1], tied), [[1.5, 1]])
+    # A representative of two tied bits: only its caller knows that it is none of bits.
+    assert hamming.hamming_distance(tied[1:], ones[:1], zeros=True) == 1

@@ -77,12 +77,13 @@ def test_summary_does_not_depend_on_batches():
 @pytest.mark.parametrize(
     ("images", "adversarial", "message"),
     [
-        (np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 1)), "one shape"),
-        (np.zeros((2, 2, 3)), np.zeros((2, 2, 3)), "a single image is a batch of one"),
-        (np.zeros((0, 2, 2, 3)), np.zeros((0, 2, 2, 3)), "not empty"),
+        (np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 1)), "adversarial must .*batch=1.*channels=3"),
+        (np.zeros((2, 2, 3)), np.zeros((2, 2, 3)), "images must .*batch, height.*got \\(2, 2, 3"),
+        (np.zeros((0, 2, 2, 3)), np.zeros((0, 2, 2, 3)), "not be empty"),
         (np.full((1, 2, 2, 3), 255, np.uint8), np.zeros((1, 2, 2, 3)), r"images must .*255"),
-        (np.zeros((1, 2, 2, 3)), np.full((1, 2, 2, 3), -0.1), r"adversarial must lie"),
-        (np.zeros((1, 2, 2, 3)), np.full((1, 2, 2, 3), np.nan), r"adversarial must lie"),
+        (np.zeros((1, 2, 2, 3)), np.full((1, 2, 2, 3), -0.1), r"adversarial must .*\[0, 1\]"),
+        (np.zeros((1, 2, 2, 3)), np.full((1, 2, 2, 3), np.nan), r"adversarial must .*nan"),
+        (np.zeros((1, 3, 8, 8)), np.zeros((1, 3, 8, 8)), r"PyTorch's order"),
     ],
 )
 def test_bad_input_is_refused(images, adversarial, message):

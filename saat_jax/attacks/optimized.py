@@ -109,7 +109,9 @@ def sdha_surrogate(
         return (distances + 1e-8) ** -exponent
 
     counts = jnp.sum(relevant, -1, keepdims=True)
-    weights = relevant * weigh(hamming.hamming_distance(signs, bank)) / jnp.maximum(counts, 1)
+    weights = (
+        relevant * weigh(hamming.hamming_distance(signs, bank, zeros=True)) / jnp.maximum(counts, 1)
+    )
     # A bfloat16 or TF32 product, an accelerator's default, would lose the lesser weights.
     totals = jnp.matmul(weights, by_sign(bank), precision=jax.lax.Precision.HIGHEST)
     if own_codes is not None:
