@@ -268,8 +268,11 @@ RANGES: dict[str, Range] = {
     "margin": _SIZE,
     "scale": _POSITIVE,
     "gamma": _POSITIVE,
-    # Of networks: each of them.
+    # Of networks: each of the widths.
+    "width": Range(1, 10**6, whole=True),
     "widths": Range(1, 10**6, whole=True),
+    "hidden": Range(1, 10**6, whole=True),
+    "dropout_rate": Range(0, 0.99),
     # Of judging.
     "k": _COUNT,
     "min_count": _COUNT,

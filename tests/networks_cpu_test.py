@@ -41,7 +41,7 @@ def _compare(ours, theirs, *arrays):
         np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * float(np.abs(y).max()))
 
 
-# Winograd's tiles of odd and even sizes, of padding 1 and 2; kernels in blocks that leave rows
+# Winograd's tiles of odd and even sizes, of padding 1 and 2; space to depth that leaves rows
 # over, of many channels and of few; and few channels. The others are in networks_test.
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "features", "stride", "padding"),
@@ -104,7 +104,7 @@ def test_winograd_is_for_many_channels_of_float32():
 
 
 def test_product_is_the_plain_one():
-    _compare(cpu.multiply, jnp.matmul, _random(0, 5, 12), _random(1, 12, 7))
+    _compare(cpu.dense, jnp.matmul, _random(0, 5, 12), _random(1, 12, 7))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_pool_worked_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (7, 6), (5, 3)])
-def test_halving_is_the_plain_pool(shape):
-    _compare(layers.halve, lambda x: nn.avg_pool(x, (2, 2), (2, 2)), _random(6, 2, *shape, 3))
+def test_average_pool_is_the_plain_one(shape):
+    _compare(layers.avg_pool, lambda x: nn.avg_pool(x, (2, 2), (2, 2)), _random(6, 2, *shape, 3))
 
 
 def test_bfloat16_stays():

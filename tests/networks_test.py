@@ -687,22 +687,53 @@ def test_bfloat16_reaches_the_hash_layer_in_every_family(name):
     assert set(kinds[:-1]) == {jnp.dtype("bfloat16")} and kinds[-1] == jnp.float32
 
 
-def test_create_network_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match=r"unknown network 'lenet'.*'alexnet', 'convnet'"):
-        networks.create_network("lenet", num_bits=8)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        networks.create_network("convnet", num_bits=0)
-    with pytest.raises(ValueError, match=r"no option \['rate'\].*'dropout_rate',.*'input_norm'"):
-        networks.create_network("alexnet", num_bits=8, rate=0.5)
-    with pytest.raises(ValueError, match=r"no option \['parent'\]"):
-        networks.create_network("convnet", num_bits=8, parent=None)
-    # What the name says cannot be said otherwise.
-    with pytest.raises(ValueError, match=r"no option \['stages'\]"):
-        networks.create_network("vgg11", num_bits=8, stages=(1, 1, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"unknown dtype 'float16'.*'float32', 'bfloat16'"):
-        networks.create_network("vgg11", num_bits=8, dtype="float16")
-    with pytest.raises(ValueError, match=r"unknown hash_init 'zeros'.*'torch', 'normal'"):
-        networks.create_network("resnet18", num_bits=8, hash_init="zeros")
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("lenet", {}, r"unknown network 'lenet'.*'alexnet', 'convnet'"),
+        ("convnet", {"num_bits": 0}, "num_bits must be a whole number from 1 to 65536, got 0"),
+        ("convnet", {"num_bits": "16"}, "num_bits must be a whole number .*, got '16'"),
+        ("convnet", {"num_bits": 16.0}, "num_bits must be a whole number .*, got 16.0"),
+        ("convnet", {"num_bits": 10**9}, "num_bits must be .*, got 1000000000"),
+        ("alexnet", {"rate": 0.5}, r"no option \['rate'\].*'dropout_rate',.*'input_norm'"),
+        ("convnet", {"parent": None}, r"no option \['parent'\]"),
+        # What the name says cannot be said otherwise.
+        ("vgg11", {"stages": (1, 1, 1, 1, 1)}, r"no option \['stages'\]"),
+        ("vgg11", {"dtype": "float16"}, "unknown dtype 'float16'.*'bfloat16', 'float32'"),
+        ("resnet18", {"hash_init": "zeros"}, "unknown hash_init 'zeros'.*'normal', 'torch'"),
+        ("resnet18", {"remat": "no"}, "remat must be True or False, got 'no'"),
+        ("resnet18", {"width": 0}, "width must be a whole number .*, got 0"),
+        ("alexnet", {"dropout_rate": 1}, "dropout_rate must be a number from 0 to 0.99, got 1"),
+        ("convnet", {"widths": (0, 8)}, "widths must be a whole number .*, got 0"),
+        ("convnet", {"widths": ("a",)}, "widths must be a whole number .*, got 'a'"),
+        ("convnet", {"widths": 8}, "widths must be a tuple of numbers, such as .16, .*got 8"),
+        ("alexnet", {"widths": (8,)}, r"widths must be a tuple .*64, 192.*got \(8,\)"),
+    ],
+)
+def test_create_network_refuses_what_it_does_not_know(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        networks.create_network(name, **{"num_bits": 8} | options)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), "images must be floats .* got uint8; divide by 255"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"images must be .*channels\], got \(2, 3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.float32), r"images must be .*, got \(8, 8, 3\)"),
+    ],
+)
+def test_encoders_refuse_what_is_no_batch_of_images(images, message, wrap):
+    with pytest.raises(ValueError, match=message):
+        wrap(networks.make_encode_fn(SMALL))(_small_variables(), images)
+
+
+@pytest.mark.parametrize("value", [255.0, -1.0, np.nan])
+def test_encoders_refuse_values_that_are_no_pixels(value):
+    images = np.full((2, 8, 8, 3), value, np.float32)
+    with pytest.raises(ValueError, match=r"images must be floats in \[0, 1\], got values from"):
+        networks.make_encode_fn(SMALL)(_small_variables(), images)
 
 
 def test_every_network_has_its_name():

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from saat_jax import options, perturbation
 from saat_jax.networks.backbones import VGG, AlexNet, ConvNet, ResNet
 from saat_jax.networks.layers import (
     IMAGENET_MEAN,
@@ -83,63 +84,86 @@ _RESNET_STAGES = {
     152: (3, 8, 36, 3),
 }
 # The networks a config may name: their class and the attributes that the name fixes.
-NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
-    "alexnet": (AlexNet, {}),
-    "convnet": (ConvNet, {}),
-    **{
-        f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50})
-        for depth, stages in _RESNET_STAGES.items()
+NETWORKS: options.Choices[tuple[type[nn.Module], dict[str, Any]]] = options.Choices(
+    "network",
+    {
+        "alexnet": (AlexNet, {}),
+        "convnet": (ConvNet, {}),
+        **{
+            f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50})
+            for depth, stages in _RESNET_STAGES.items()
+        },
+        **{
+            f"vgg{depth}{suffix}": (VGG, {"stages": stages, "batch_norm": suffix == "_bn"})
+            for depth, stages in _VGG_STAGES.items()
+            for suffix in ("", "_bn")
+        },
     },
-    **{
-        f"vgg{depth}{suffix}": (VGG, {"stages": stages, "batch_norm": suffix == "_bn"})
-        for depth, stages in _VGG_STAGES.items()
-        for suffix in ("", "_bn")
-    },
-}
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "dtype": ("float32", "bfloat16"),
-    "hash_init": ("torch", "normal"),
-    "remat": (False, True),
-}
+)
+_CHOICES = {"dtype": ("float32", "bfloat16"), "hash_init": ("torch", "normal")}
 
 
-def create_network(name: str, *, num_bits: int, **options: Any) -> nn.Module:
+def create_network(name: str, *, num_bits: int, **attributes: Any) -> nn.Module:
     """Makes a hash network by name.
 
     Args:
         name: one of `NETWORKS`.
         num_bits: code length.
-        **options: attributes of the network, such as `input_norm` (default True), `hash_init`
+        **attributes: of the network, such as `input_norm` (default True), `hash_init`
             ("torch" or "normal", by default the released code's), `dtype` ("float32", the
             default, or "bfloat16"; parameters and codes are float32 in any case) or `remat`
             (default False; see docs/cost.md).
 
     Raises:
-        ValueError: if there is no such network, no such option, or no such choice of one.
+        ValueError: if there is no such network, no such attribute, or a value is none of its
+            choices or out of its range.
+
+    Example:
+        >>> create_network("vgg11", num_bits=32).num_bits
+        32
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; expected one of {sorted(NETWORKS)}")
-    if num_bits < 1:
-        raise ValueError(f"num_bits must be at least 1, got {num_bits}")
-    network, fixed = NETWORKS[name]
-    known = set(network.__dataclass_fields__) - {"num_bits", "parent", "name", *fixed}
-    if unknown := set(options) - known:
+    network, fixed = NETWORKS.look_up(name)
+    options.check_numbers(num_bits=num_bits)
+    fields = network.__dataclass_fields__
+    known = set(fields) - {"num_bits", "parent", "name", *fixed}
+    if unknown := set(attributes) - known:
         raise ValueError(f"{name} has no option {sorted(unknown)}; it has {sorted(known)}")
-    for option, choices in _CHOICES.items():
-        if option in options and options[option] not in choices:
-            raise ValueError(f"unknown {option} {options[option]!r}; expected one of {choices}")
-    return network(num_bits=num_bits, **fixed, **options)
+    for attribute, value in attributes.items():
+        _check_attribute(network, attribute, value, fields[attribute].default)
+    return network(num_bits=num_bits, **fixed, **attributes)
+
+
+def _check_attribute(network: type[nn.Module], name: str, value: Any, default: Any) -> None:
+    """Refuses what is of another kind than the default, or out of its range."""
+    if name in _CHOICES:
+        options.check_word(name, value, _CHOICES[name])
+    elif isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {options.shortened(value)!r}")
+    elif isinstance(default, tuple):
+        length = len(value) if isinstance(value, list | tuple) else 0
+        if not length or (network in (AlexNet, VGG) and length != len(default)):
+            raise ValueError(
+                f"{name} must be a tuple of numbers, such as {default}, got "
+                f"{options.shortened(repr(value))}"
+            )
+    options.check_numbers(**{name: value})
 
 
 def init_variables(model: nn.Module, rng: Array, *, image_size: int) -> dict[str, Any]:
     """Draws a network's initial "params" and, if it has any, "batch_stats"."""
+    options.check_numbers(image_size=image_size)
     return jax.jit(model.init)(rng, jnp.zeros((1, image_size, image_size, 3)))
 
 
 def make_encode_fn(model: nn.Module) -> EncodeFn:
-    """Builds `encode_fn(variables, images, alpha=1.0)`, a network in evaluation mode."""
+    """Builds `encode_fn(variables, images, alpha=1.0)`, a network in evaluation mode.
+
+    It refuses images that are not `[batch, height, width, channels]` floats, and unless they are
+    traced also values outside [0, 1].
+    """
 
     def encode_fn(variables: chex.ArrayTree, images: Array, alpha: Array | float = 1.0) -> Array:
+        perturbation.check_images("images", images)
         codes: Any = model.apply(variables, images, alpha)
         return codes
 

@@ -29,8 +29,8 @@ def _check_size(images: Array, network: str, smallest: int) -> None:
         )
 
 
-def _piece(network: nn.Module, function: Callable[[Array], Array], x: Array) -> Array:
-    """Applies a part of a network; with `remat` its gradient computes its insides anew."""
+def _remat(network: nn.Module, function: Callable[[Array], Array], x: Array) -> Array:
+    """Applies a part of a network; with `remat` its gradient computes its activations anew."""
     if not network.remat:
         return function(x)
     return nn.remat(lambda _, x: function(x))(network, x)
@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
         hash_init: initial values of the hash layer: "torch" or "normal".
         dtype: of all before the hash layer: "float32" or "bfloat16".
         remat: whether gradients compute most of the activations anew instead of keeping them.
-        widths: channels of the convolutions; all but the last are followed by a halving.
+        widths: channels of the convolutions; all but the last are followed by average pooling.
     """
 
     num_bits: int
@@ -72,10 +72,10 @@ class ConvNet(nn.Module):
                 width, 3, padding=1, use_bias=False, dtype=self.dtype, name=f"conv_{number}"
             )
             x = nn.relu(BatchNorm(name=f"norm_{number}")(conv(x), training))
-            return layers.halve(x) if number < len(self.widths) - 1 else x
+            return layers.avg_pool(x) if number < len(self.widths) - 1 else x
 
         for number, width in enumerate(self.widths):
-            x = _piece(self, functools.partial(stage, number=number, width=width), x)
+            x = _remat(self, functools.partial(stage, number=number, width=width), x)
         x = BatchNorm(name="norm")(jnp.max(x, axis=(1, 2)), training)
         return jnp.tanh(alpha * Dense(self.num_bits, self.hash_init, name="hash")(x))
 
@@ -135,7 +135,7 @@ class AlexNet(nn.Module):
             return nn.relu(layers.max_pool(x, size=3, stride=2))
 
         for stage in (stage_0, stage_1, stage_2):
-            x = _piece(self, stage, x)
+            x = _remat(self, stage, x)
         x = layers.flatten_channels_first(layers.adaptive_average_pool(x, 6))
         x = nn.relu(dense(self.hidden, name="classifier_1")(dropout(x, layer=0)))
         x = nn.relu(dense(self.hidden, name="classifier_4")(dropout(x, layer=1)))
@@ -147,7 +147,7 @@ class VGG(nn.Module):
 
     Attributes:
         num_bits: code length.
-        stages: for each of five stages, its number of convolutions; a halving ends it.
+        stages: for each of five stages, its number of convolutions; max pooling ends it.
         batch_norm: whether convolutions are followed by batch normalisation.
         input_norm: whether ImageNet's mean and deviation are applied inside.
         hash_init: initial values of the hash layer: "torch" or "normal".
@@ -198,7 +198,7 @@ class VGG(nn.Module):
         number = 0
         for num_convs, width in zip(self.stages, self.widths, strict=True):
             part = functools.partial(stage, number=number, num_convs=num_convs, width=width)
-            x = _piece(self, part, x)
+            x = _remat(self, part, x)
             number += num_convs * (3 if self.batch_norm else 2) + 1
         x = layers.flatten_channels_first(layers.adaptive_average_pool(x, 7))
         x = dropout(nn.relu(dense(name="classifier_0")(x)), layer=0)
@@ -279,7 +279,7 @@ class ResNet(nn.Module):
             x = BatchNorm(name="bn1")(x, training)
             return nn.relu(layers.max_pool(x, size=3, stride=2, padding=1))
 
-        x = _piece(self, stem, x)
+        x = _remat(self, stem, x)
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         for stage, num_blocks in enumerate(self.stages):
             for block in range(num_blocks):

@@ -1,17 +1,8 @@
-"""Convolution and pooling in the forms that XLA's CPU compiler runs fast.
+"""Convolution, pooling and linear layers in the forms that XLA's CPU compiler runs fast.
 
-Values and gradients are those of the plain operations, to rounding. `parallel.on_cpu` is the switch
-between the two. What is slow in the plain forms, in jaxlib 0.10.2:
-
-- Only at the top of a program are convolutions rewritten to the one layout, NHWC and HWIO, that
-  has a fast kernel. In the body of a loop, where every attack lives, the transposed layouts of
-  automatic gradients become loop nests 4 to 60 times slower. So gradients are written out.
-- The gradient of a strided convolution multiplies the zeros between its values, and one by
-  images of few channels leaves most of a vector register empty.
-- That of a maximum over windows searches each window once more, one value at a time.
-- The product of a small batch and a large matrix takes twice as long as the same by convolution.
-- 3x3 convolutions of many channels are bound by their multiplications, of which Winograd's
-  algorithm has 2.25 times fewer.
+Values and gradients are those of the plain operations, to rounding. `parallel.on_cpu` switches
+between the two, in `layers`. Each form says for which jaxlib it was needed, and why: when a newer
+one runs `benchmarks.pgd_step` as fast with the plain operation, the form may go.
 """
 
 import functools
@@ -27,9 +18,9 @@ Array = jax.Array
 # Below it a pixel's channels do not fill a vector register.
 _FEW_CHANNELS = 8
 # Below it a convolution to these channels is slower than one to several times as many.
-_SOME_CHANNELS = 16
-# Up to it, what a pixel's gradient is in all places of a kernel takes little memory: 3x3 of RGB.
-_FEW_PRODUCTS = 32
+_NARROW_CHANNELS = 16
+# Up to so many values of a kernel for one output, its products take little memory: 3x3 of RGB.
+_SHIFTED_VALUES = 32
 # From here on, Winograd's transforms cost less than the multiplications that they save.
 _WINOGRAD_CHANNELS = 128
 # Tiles that are worked on at once, so that what lies between the stages stays in the cache.
@@ -70,8 +61,8 @@ def _suits_winograd(images: Array, kernel: Array, stride: int) -> bool:
     )
 
 
-def _by_groups(function: Callable[[Array], Any], images: Array, size: int) -> Any:
-    """Calls a function on groups of at most `size` images, as large as divide the batch."""
+def _map_groups(function: Callable[[Array], Any], images: Array, size: int) -> Any:
+    """Maps a function over groups of at most `size` images, as large as divide the batch."""
     batch = len(images)
     size = max(1, min(batch, size))
     while batch % size:
@@ -82,20 +73,23 @@ def _by_groups(function: Callable[[Array], Any], images: Array, size: int) -> An
     return jax.tree.map(lambda values: values.reshape(batch, *values.shape[2:]), outputs)
 
 
-def _kernel_frequencies(a: Array, b: Array, c: Array) -> tuple[Array, ...]:
+def _transform_kernel(a: Array, b: Array, c: Array) -> tuple[Array, ...]:
     return a, (a + b + c) / 2, (a - b + c) / 2, c
 
 
-def _image_frequencies(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
+def _transform_images(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
     return a - c, b + c, c - b, b - d
 
 
-def _from_frequencies(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
+def _transform_outputs(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:
     return a + b + c, b - c - d
 
 
 def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = False) -> Array:
     """A 3x3 convolution by 16 products for each 2x2 tile of outputs, which directly take 36.
+
+    jaxlib 0.10.2: 3x3 convolutions of many channels are bound by their multiplications, of which
+    this has 2.25 times fewer.
 
     Args:
         images: `[batch, height, width, in]`.
@@ -109,37 +103,43 @@ def _winograd(images: Array, kernel: Array, padding: int, *, transposed: bool = 
     _, height, width, _ = images.shape
     tile_rows, tile_columns = ((size + 2 * padding - 1) // 2 for size in (height, width))
     kernel = kernel[::-1, ::-1] if transposed else kernel
-    columns = [_kernel_frequencies(*kernel[:, column]) for column in range(3)]
-    weights = [_kernel_frequencies(*row) for row in zip(*columns, strict=True)]
+    columns = [_transform_kernel(*kernel[:, column]) for column in range(3)]
+    weights = [_transform_kernel(*row) for row in zip(*columns, strict=True)]
     contraction = (((3,), (1 if transposed else 0,)), ((), ()))
 
     def convolve(images: Array) -> Array:
         sizes = 2 * tile_rows + 2, 2 * tile_columns + 2
-        padded = _place(images, (padding, padding), sizes)
+        padded = _pad(images, (padding, padding), sizes)
         rows = [padded[:, first:][:, : 2 * tile_rows - 1 : 2] for first in range(4)]
         products = []
-        for row, row_weights in zip(_image_frequencies(*rows), weights, strict=True):
+        for row, row_weights in zip(_transform_images(*rows), weights, strict=True):
             pixels = [row[:, :, first:][:, :, : 2 * tile_columns - 1 : 2] for first in range(4)]
             products.append(
                 [
                     lax.dot_general(values, weight, contraction)
-                    for values, weight in zip(_image_frequencies(*pixels), row_weights, strict=True)
+                    for values, weight in zip(_transform_images(*pixels), row_weights, strict=True)
                 ]
             )
-        halves = [_from_frequencies(*column) for column in zip(*products, strict=True)]
-        outputs = [_from_frequencies(*row) for row in zip(*halves, strict=True)]
+        halves = [_transform_outputs(*column) for column in zip(*products, strict=True)]
+        outputs = [_transform_outputs(*row) for row in zip(*halves, strict=True)]
         # [group, tile row, row of the tile, tile column, column of the tile, out]
         tiles = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
         whole = tiles.reshape(len(images), 2 * tile_rows, 2 * tile_columns, -1)
         return whole[:, : height + 2 * padding - 2, : width + 2 * padding - 2]
 
-    outputs: Array = _by_groups(convolve, images, _GROUP_TILES // (tile_rows * tile_columns))
+    outputs: Array = _map_groups(convolve, images, _GROUP_TILES // (tile_rows * tile_columns))
     return outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(images: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded."""
+    """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
+
+    jaxlib 0.10.2: only at the top of a program are convolutions rewritten to the one layout, NHWC
+    and HWIO, that has a fast kernel. In the body of a loop, where every attack lives, the
+    transposed layouts of automatic gradients become loop nests 4 to 60 times slower. So gradients
+    are written out.
+    """
     if _suits_winograd(images, kernel, stride):
         return _winograd(images, kernel, padding)
     return _convolve(images, kernel, ((padding, padding),) * 2, stride=stride)
@@ -178,10 +178,10 @@ def _image_gradient(
     size = kernel.shape[0]
     if _suits_winograd(gradient, kernel, stride):
         return _winograd(gradient, kernel, size - 1 - padding, transposed=True)
-    if stride == 1 and kernel[..., 0].size <= _FEW_PRODUCTS:
-        return _image_gradient_by_places(shape, kernel, gradient, padding)
+    if stride == 1 and kernel[..., 0].size <= _SHIFTED_VALUES:
+        return _shift_and_add_gradient(shape, kernel, gradient, padding)
     if shape[3] < _FEW_CHANNELS and size > stride:
-        return _image_gradient_by_blocks(shape, kernel, gradient, stride, padding)
+        return _space_to_depth_gradient(shape, kernel, gradient, stride, padding)
     # The flipped kernel over the gradient, spread by the stride.
     low = size - 1 - padding
     ends = [
@@ -191,49 +191,55 @@ def _image_gradient(
     return _convolve(gradient, _flip(kernel), ends, image_dilation=stride)
 
 
-def _image_gradient_by_places(
+def _shift_and_add_gradient(
     shape: Sequence[int], kernel: Array, gradient: Array, padding: int
 ) -> Array:
-    """One product for all places of the kernel, whose results are shifted and added up."""
+    """One product for all positions in the kernel, whose results are shifted and added up.
+
+    jaxlib 0.10.2: a convolution to few channels leaves most of a vector register empty.
+    """
     rows, columns, channels, features = kernel.shape
     weights = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
     products = (gradient @ weights).reshape(*gradient.shape[:3], rows, columns, channels)
     return _add(
-        _place(products[..., row, column, :], (row - padding, column - padding), shape[1:3])
+        _pad(products[..., row, column, :], (row - padding, column - padding), shape[1:3])
         for row in range(rows)
         for column in range(columns)
     )
 
 
-def _image_gradient_by_blocks(
+def _space_to_depth_gradient(
     shape: Sequence[int], kernel: Array, gradient: Array, stride: int, padding: int
 ) -> Array:
-    """Takes blocks of stride by stride pixels for one pixel of as many times the channels.
+    """Space to depth: stride x stride pixels become one pixel of as many times the channels.
 
-    On blocks the convolution has stride 1, and its gradient no zeros to multiply.
+    There the convolution has stride 1. jaxlib 0.10.2: the gradient of a strided convolution
+    multiplies the zeros between its values, and one to few channels leaves most of a vector
+    register empty.
     """
     batch, height, width, channels = shape
     size = -(-kernel.shape[0] // stride)
     spare = size * stride - kernel.shape[0]
-    blocks = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
-    blocks = blocks.reshape(size, stride, size, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    blocks = blocks.reshape(size, size, stride * stride * channels, -1)
-    if blocks.shape[2] < _SOME_CHANNELS:
-        output = _full_gradient_by_columns(blocks, gradient)
+    deep = jnp.pad(kernel, ((0, spare), (0, spare), (0, 0), (0, 0)))
+    deep = deep.reshape(size, stride, size, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    deep = deep.reshape(size, size, stride * stride * channels, -1)
+    if deep.shape[2] < _NARROW_CHANNELS:
+        output = _convolve_by_columns(deep, gradient)
     else:
-        output = _convolve(gradient, _flip(blocks), ((size - 1, size - 1),) * 2)
+        output = _convolve(gradient, _flip(deep), ((size - 1, size - 1),) * 2)
     _, rows, columns, _ = output.shape
     output = output.reshape(batch, rows, columns, stride, stride, channels)
     output = output.transpose(0, 1, 3, 2, 4, 5)
     output = output.reshape(batch, rows * stride, columns * stride, channels)
     # What lay in the padding goes, and pixels that no window reached come.
-    return _place(output, (-padding, -padding), (height, width))
+    return _pad(output, (-padding, -padding), (height, width))
 
 
-def _full_gradient_by_columns(kernel: Array, gradient: Array) -> Array:
+def _convolve_by_columns(kernel: Array, gradient: Array) -> Array:
     """One convolution along the columns of pixels for all columns of the kernel, as channels.
 
-    Its results are shifted and added up.
+    Its results are shifted and added up. jaxlib 0.10.2: as for `_space_to_depth_gradient`, which
+    calls this where even its channels are few.
     """
     size, _, channels, features = kernel.shape
     weights = kernel[::-1].transpose(0, 3, 1, 2).reshape(size, 1, features, -1)
@@ -241,14 +247,14 @@ def _full_gradient_by_columns(kernel: Array, gradient: Array) -> Array:
     batch, rows, columns, _ = output.shape
     output = output.reshape(batch, rows, columns, size, channels)
     shape = rows, columns + size - 1
-    return _add(_place(output[..., i, :], (0, i), shape) for i in range(size))
+    return _add(_pad(output[..., i, :], (0, i), shape) for i in range(size))
 
 
 def _add(terms: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1) -> Array:
+def _pad(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: int = 1) -> Array:
     """Zeros of this height and width with every `step`-th from `first` on a value, cut to fit."""
     config = [
         (low, size - low - (length - 1) * step - 1, step - 1)
@@ -258,27 +264,31 @@ def _place(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step:
 
 
 @jax.custom_vjp
-def multiply(inputs: Array, kernel: Array) -> Array:
-    """Multiplies `[batch, in]` by `[in, out]`, as a convolution of single pixels."""
+def dense(inputs: Array, kernel: Array) -> Array:
+    """Multiplies `[batch, in]` by `[in, out]`, as a convolution of single pixels.
+
+    jaxlib 0.10.2: the product of a small batch and a large matrix takes twice as long.
+    """
     return _convolve(inputs[:, None, None], kernel[None, None], ((0, 0),) * 2)[:, 0, 0]
 
 
-def _multiply_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return multiply(inputs, kernel), (inputs, kernel)
+def _dense_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return dense(inputs, kernel), (inputs, kernel)
 
 
-def _multiply_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _dense_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     inputs, kernel = residuals
     return gradient @ kernel.T, inputs.T @ gradient
 
 
-multiply.defvjp(_multiply_forward, _multiply_backward)
+dense.defvjp(_dense_forward, _dense_backward)
 
 
 def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
     """Maximum over square windows; what lies outside is minus infinity.
 
-    The gradient goes to a window's first maximum, whose place is kept as one byte.
+    The gradient goes to a window's first maximum, whose position is kept as one byte. jaxlib
+    0.10.2: the plain gradient searches each window once more, one value at a time.
     """
     _, height, width, _ = images.shape
     return _max_pool(images, (height, width), size, stride, padding)
@@ -286,10 +296,10 @@ def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(images: Array, shape: tuple[int, int], size: int, stride: int, padding: int) -> Array:
-    return _maximum_and_place(images, shape, size, stride, padding)[0]
+    return _max_and_argmax(images, shape, size, stride, padding)[0]
 
 
-def _maximum_and_place(
+def _max_and_argmax(
     images: Array, shape: tuple[int, int], size: int, stride: int, padding: int
 ) -> tuple[Array, Array]:
     del shape
@@ -307,24 +317,24 @@ def _maximum_and_place(
             for column in range(size)
         ]
         maximum = functools.reduce(jnp.maximum, windows)
-        place = jnp.full(maximum.shape, len(windows) - 1, jnp.uint8)
+        argmax = jnp.full(maximum.shape, len(windows) - 1, jnp.uint8)
         for number in reversed(range(len(windows) - 1)):
-            place = jnp.where(windows[number] == maximum, jnp.uint8(number), place)
-        return maximum, place
+            argmax = jnp.where(windows[number] == maximum, jnp.uint8(number), argmax)
+        return maximum, argmax
 
     # What a loop puts out is kept. Without one the compiler fuses the search into the gradient and
     # repeats it for every window of every pixel, which costs much where windows overlap.
     group = len(images) // 2 if size > stride else len(images)
-    maximum, place = _by_groups(search, images, group)
-    return maximum, place
+    maximum, argmax = _map_groups(search, images, group)
+    return maximum, argmax
 
 
 def _max_pool_backward(
-    shape: tuple[int, int], size: int, stride: int, padding: int, place: Array, gradient: Array
+    shape: tuple[int, int], size: int, stride: int, padding: int, argmax: Array, gradient: Array
 ) -> tuple[Array]:
     total = _add(
-        _place(
-            jnp.where(place == row * size + column, gradient, 0),
+        _pad(
+            jnp.where(argmax == row * size + column, gradient, 0),
             (row - padding, column - padding),
             shape,
             step=stride,
@@ -335,4 +345,4 @@ def _max_pool_backward(
     return (total,)
 
 
-_max_pool.defvjp(_maximum_and_place, _max_pool_backward)
+_max_pool.defvjp(_max_and_argmax, _max_pool_backward)

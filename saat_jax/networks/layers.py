@@ -5,7 +5,7 @@ Parameters, batch statistics and normalisation are float32. A layer's `dtype` ("
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from saat_jax import parallel
+from saat_jax import options, parallel
 from saat_jax.networks import cpu
 
 Array = jax.Array
@@ -43,7 +43,7 @@ class Training:
 def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """Convolves `[batch, height, width, in]` with `[rows, columns, in, out]`, zero-padded.
 
-    `parallel.on_cpu` switches, here, in `multiply` and in `max_pool`, between the CPU's fast forms
+    `parallel.on_cpu` switches, here, in `dense` and in `max_pool`, between the CPU's fast forms
     and the plain ones, which GPU and TPU compilers recognise; they agree to rounding.
     """
     if parallel.on_cpu():
@@ -54,15 +54,15 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
     )
 
 
-def multiply(inputs: Array, kernel: Array) -> Array:
+def dense(inputs: Array, kernel: Array) -> Array:
     """Multiplies `[..., in]` by `[in, out]`."""
     if not parallel.on_cpu():
         return inputs @ kernel
     rows = inputs.reshape(-1, inputs.shape[-1])
-    return cpu.multiply(rows, kernel).reshape(*inputs.shape[:-1], kernel.shape[1])
+    return cpu.dense(rows, kernel).reshape(*inputs.shape[:-1], kernel.shape[1])
 
 
-def halve(images: Array) -> Array:
+def avg_pool(images: Array) -> Array:
     """Averages 2x2 windows of `[batch, height, width, channels]`; an odd last line is left out."""
     batch, height, width, channels = images.shape
     rows, columns = height // 2, width // 2
@@ -81,9 +81,22 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def weight_and_bias_init(
-    name: str, shape: Sequence[int]
-) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+Initializers = tuple[nn.initializers.Initializer, nn.initializers.Initializer]
+# By name, of a weight and a bias, from the number of inputs of an output.
+INITIALIZERS: options.Choices[Callable[[int], Initializers]] = options.Choices(
+    "initialisation",
+    {
+        "torch": lambda fan_in: (torch_uniform(fan_in), torch_uniform(fan_in)),
+        "normal": lambda _: (nn.initializers.normal(0.01), nn.initializers.zeros),
+        "he": lambda _: (
+            nn.initializers.variance_scaling(2, "fan_out", "normal"),
+            nn.initializers.zeros,
+        ),
+    },
+)
+
+
+def weight_and_bias_init(name: str, shape: Sequence[int]) -> Initializers:
     """The initialisers of a layer's weight and bias.
 
     Args:
@@ -95,14 +108,7 @@ def weight_and_bias_init(
     Raises:
         ValueError: if there is no such name.
     """
-    if name == "torch":
-        uniform = torch_uniform(math.prod(shape[:-1]))
-        return uniform, uniform
-    if name == "normal":
-        return nn.initializers.normal(0.01), nn.initializers.zeros
-    if name == "he":
-        return nn.initializers.variance_scaling(2, "fan_out", "normal"), nn.initializers.zeros
-    raise ValueError(f"unknown initialisation {name!r}; expected 'torch', 'normal' or 'he'")
+    return INITIALIZERS.look_up(name)(math.prod(shape[:-1]))
 
 
 class Conv(nn.Module):
@@ -156,7 +162,7 @@ class Dense(nn.Module):
         kernel_init, bias_init = weight_and_bias_init(self.initializer, shape)
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", bias_init, (self.features,)).astype(self.dtype)
-        return multiply(inputs.astype(self.dtype), kernel) + bias
+        return dense(inputs.astype(self.dtype), kernel) + bias
 
 
 class BatchNorm(nn.Module):
