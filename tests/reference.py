@@ -1,6 +1,7 @@
 """Slow truths in NumPy and plain loops; shares no code with the library."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -48,6 +49,28 @@ def average_precision(hits_by_rank: Sequence[int], k: int, normalizer: str) -> f
             total += hits / rank
     best = hits if normalizer == "hits" else min(k, sum(hits_by_rank))
     return total / best if best else 0.0
+
+
+def weighted_precision(shared_by_rank: Sequence[int], k: int, normalizer: str) -> float:
+    """WAP at k of one ranking, given how many labels each item shares, in rank order."""
+    hits, gain, total = 0, 0, 0.0
+    for rank, shared in enumerate(shared_by_rank[:k], start=1):
+        gain += shared
+        if shared > 0:
+            hits += 1
+            total += gain / rank
+    best = hits if normalizer == "hits" else min(k, sum(s > 0 for s in shared_by_rank))
+    return total / best if best else 0.0
+
+
+def ndcg(shared_by_rank: Sequence[int], k: int) -> float:
+    """NDCG at k of one ranking, given how many labels each item shares, in rank order."""
+
+    def gain(order: Sequence[int]) -> float:
+        return sum((2**r - 1) / math.log2(1 + i) for i, r in enumerate(order[:k], start=1))
+
+    best = gain(sorted(shared_by_rank, reverse=True))
+    return gain(shared_by_rank) / best if best else 0.0
 
 
 def rank_of_hit(hits_by_rank: Sequence[int], hit: int) -> int:

@@ -33,14 +33,20 @@ def _random_problem(seed, *, num_queries=4, num_database=9, num_bits=3, num_clas
 
 def _orders(problem, *, ties):
     """Per query, the relevance in rank order of every ranking that `ties` averages over."""
+    for rankings in _shared_orders(problem, ties=ties):
+        yield [[int(shared > 0) for shared in order] for order in rankings]
+
+
+def _shared_orders(problem, *, ties):
+    """The same with the numbers of shared labels."""
     query_codes, database_codes, query_labels, database_labels = problem
     for code, label in zip(query_codes, query_labels, strict=True):
         distances = reference.hamming_distances(code, database_codes)
-        relevant = reference.relevance(label, database_labels)
+        shared = [int(sum(a * b for a, b in zip(label, x, strict=True))) for x in database_labels]
         rankings = (
             reference.tie_orders(distances) if ties == "average" else [reference.ranking(distances)]
         )
-        yield [[relevant[item] for item in order] for order in rankings]
+        yield [[shared[item] for item in order] for order in rankings]
 
 
 def _all_metrics(problem, *, ties, k=5):
@@ -51,7 +57,8 @@ def _all_metrics(problem, *, ties, k=5):
         retrieval.average_precision(*problem, k=k, ties=ties, normalizer=normalizer)
         for normalizer in NORMALIZERS
     ]
-    return np.concatenate([curve, precision, *averages])
+    graded = retrieval.graded_scores(*problem, k=k, ties=ties)
+    return np.concatenate([curve, precision, *averages, *graded.values()])
 
 
 def test_example_worked_by_hand():
@@ -123,6 +130,55 @@ def test_curves_match_every_tie_order(seed, ties):
     ]
     actual = retrieval.precision_at_n(*problem, cutoffs=cutoffs, ties=ties)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+@pytest.mark.parametrize("seed", [12, 13])
+def test_graded_scores_match_every_tie_order(seed, ties):
+    problem = _random_problem(seed, num_classes=9)
+    rankings = list(_shared_orders(problem, ties=ties))
+    assert max(max(one) for orders in rankings for one in orders) > 2
+    for k in (1, 2, 5, 9, 10):
+        scores = retrieval.graded_scores(*problem, k=k, ties=ties)
+        expected = [np.mean([reference.ndcg(one, k) for one in orders]) for orders in rankings]
+        np.testing.assert_allclose(scores["ndcg"], expected, rtol=0, atol=1e-12)
+        assert retrieval.ndcg_at_k(*problem, k=k, ties=ties) == pytest.approx(np.mean(expected))
+        for normalizer in NORMALIZERS:
+            expected = [
+                np.mean([reference.weighted_precision(one, k, normalizer) for one in orders])
+                for orders in rankings
+            ]
+            options = {"k": k, "ties": ties, "normalizer": normalizer}
+            actual = retrieval.graded_scores(*problem, **options)["wap"]
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+            mean = retrieval.weighted_map_at_k(*problem, **options)
+            assert mean == pytest.approx(np.mean(expected))
+
+
+def test_graded_scores_worked_by_hand():
+    # Shared labels 2, 0, 1, 3 in rank order. Gains 3, 0, 1, 7 over log2 of 2, 3, 4, 5, against
+    # 7, 3, 1, 0; and the sums so far 2, 2, 3, 6 over the rank, at the three relevant items.
+    codes = np.array([[1, 1, 1], [1, 1, -1], [1, -1, -1], [-1, -1, -1]])
+    labels = np.array([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 1, 0]])
+    problem = codes[:1], codes, np.array([[1, 1, 1, 0]]), labels
+    best = 7 + 3 / math.log2(3) + 1 / 2
+    assert retrieval.ndcg_at_k(*problem) == pytest.approx((3 + 1 / 2 + 7 / math.log2(5)) / best)
+    assert retrieval.weighted_map_at_k(*problem) == pytest.approx((2 / 1 + 3 / 3 + 6 / 4) / 3)
+    # Cut at two: one hit, of three that could be.
+    assert retrieval.ndcg_at_k(*problem, k=2) == pytest.approx(3 / (7 + 3 / math.log2(3)))
+    least = retrieval.weighted_map_at_k(*problem, k=2, normalizer="min(k,relevant)")
+    assert least == pytest.approx(2 / 2)
+
+
+@pytest.mark.parametrize("ties", retrieval.TIES)
+def test_where_one_label_is_shared_at_most_the_weights_are_none(ties):
+    query_codes, database_codes, *_ = _random_problem(14, num_database=60)
+    rng = np.random.default_rng(0)
+    labels, item_labels = np.eye(3)[rng.integers(3, size=4)], np.eye(3)[rng.integers(3, size=60)]
+    problem = query_codes, database_codes, labels, item_labels
+    expected = retrieval.map_at_k(*problem, k=7, ties=ties)
+    actual = retrieval.weighted_map_at_k(*problem, k=7, ties=ties)
+    assert actual == pytest.approx(expected, abs=1e-14)
 
 
 def test_long_lists_of_few_distances():
@@ -234,8 +290,10 @@ def test_blocks_change_nothing_and_compile_once(ties, monkeypatch):
     monkeypatch.setattr(planes, "rows_at_a_time", lambda planes: 1)
     monkeypatch.setattr(counting, "MAX_WORKING_BYTES", 1)
     for module, name in ((counting, "_keys"), (planes, "count")):
-        function = chex.assert_max_traces(n=1)(getattr(module, name).__wrapped__)
-        monkeypatch.setattr(module, name, jax.jit(function, static_argnames="num_levels"))
+        # Once without grades, and once with them.
+        function = chex.assert_max_traces(n=2)(getattr(module, name).__wrapped__)
+        static = ("num_levels", "num_grades")
+        monkeypatch.setattr(module, name, jax.jit(function, static_argnames=static))
     np.testing.assert_array_equal(_all_metrics(problem, ties=ties), expected)
 
 
@@ -261,13 +319,14 @@ def test_counts_and_rankings_of_any_length(num_bits, zeros, backend, monkeypatch
     queries, database = rng.choice([-1, 1], (3, num_bits)), rng.choice([-1, 1], (41, num_bits))
     for codes in {"none": [], "queries": [queries], "both": [queries, database]}[zeros]:
         codes[rng.random(codes.shape) < 0.2] = 0
-    labels, item_labels = (rng.random((rows, 70)) < 0.03 for rows in (3, 41))
+    labels, item_labels = (rng.random((rows, 70)) < 0.1 for rows in (3, 41))
     problem = queries, database, labels, item_labels
     levels, relevant = num_bits - queries @ database.T, labels.astype(int) @ item_labels.T > 0
     if backend == "gpu":
         # What an accelerator does, on the CPU.
         monkeypatch.setattr(planes, "_keep", lambda _, function: function())
-        plain = jax.jit(planes.count.__wrapped__, static_argnames="num_levels")
+        static = ("num_levels", "num_grades")
+        plain = jax.jit(planes.count.__wrapped__, static_argnames=static)
         monkeypatch.setattr(planes, "count", plain)
     actual = retrieval.distance_histograms(*problem)
     for row, level in enumerate(levels):
@@ -280,6 +339,14 @@ def test_counts_and_rankings_of_any_length(num_bits, zeros, backend, monkeypatch
         for level, hits in zip(levels, relevant, strict=True)
     ]
     actual = retrieval.average_precision(*problem, k=17, ties="index")
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+    shared = labels.astype(int) @ item_labels.T
+    assert shared.max() > 1
+    expected = [
+        reference.ndcg(hits[np.argsort(level, kind="stable")].tolist(), 17)
+        for level, hits in zip(levels, shared, strict=True)
+    ]
+    actual = retrieval.graded_scores(*problem, k=17, ties="index")["ndcg"]
     np.testing.assert_allclose(actual, expected, rtol=1e-14)
 
 
@@ -322,19 +389,30 @@ def test_default_recall_levels_are_percents_in_float64():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query_codes": np.ones((2, 5))}, r"got shapes \(2, 5\), \(3, 4\)"),
-        ({"query_labels": np.ones((1, 2))}, "expected query_codes"),
-        ({"database_labels": np.ones((3, 3))}, "expected query_codes"),
-        ({"database_labels": np.ones(3)}, "multi-hot labels"),
-        ({"database_codes": np.ones((0, 4)), "database_labels": np.ones((0, 2))}, "none empty"),
+        ({"query_codes": np.ones((2, 5))}, "database_codes must have 5 bits .* got 4"),
+        ({"query_codes": np.ones(2)}, r"query_codes must be of shape .* got \(2,\)"),
+        ({"query_codes": np.zeros((2, 4))}, "query_codes must be codes in .* 0 and no -1"),
+        ({"database_codes": np.eye(4)[:3]}, "database_codes must be .* 0 and no -1: 2 . bits - 1"),
+        ({"database_codes": np.eye(4)[:3] > 0}, "database_codes must be .* booleans: 2.0 . bits"),
+        ({"database_codes": np.ones((3, 4), np.uint8)}, "database_codes must .* unpack_codes"),
+        ({"database_codes": np.full((3, 4), np.nan)}, "database_codes must be .* nan"),
+        ({"database_codes": np.full((3, 4), "a")}, "database_codes must be codes .* dtype <U1"),
+        ({"query_codes": np.full((2, 4), 3.0)}, "query_codes must be .* from 3 to 3"),
         ({"query_codes": np.full((2, 4), 0.9)}, "query_codes must hold .* 0.9; .*binarize"),
-        ({"database_codes": np.full((3, 4), np.nan)}, "database_codes must hold .* nan"),
-        ({"database_codes": np.ones((3, 4), np.uint8)}, "unpack_codes"),
+        ({"query_labels": np.ones((1, 2))}, r"query_labels must have one row .* \(1, 2\) and \(2,"),
         ({"query_labels": np.full((2, 2), 3)}, "query_labels must hold .* 3; .*multi-hot"),
-        ({"k": 0}, "k must be .* got 0"),
+        ({"query_labels": np.full((2, 2), -1)}, "query_labels must be multi-hot, .* got -1"),
+        ({"query_labels": np.full((2, 2), np.nan)}, "query_labels must be multi-hot, .* got nan"),
+        ({"database_labels": np.ones((3, 3))}, "database_labels must have 2 classes .* 3"),
+        ({"database_labels": np.ones(3)}, "database_labels must be of shape .* by jax.nn.one_hot"),
+        ({"database_labels": np.full((3, 2), "a")}, "database_labels must be numbers, .* dtype <U1"),
+        ({"database_codes": np.ones((0, 4)), "database_labels": np.ones((0, 2))}, "be empty"),
+        ({"k": 0}, "k must be a whole number from 1 .* got 0"),
+        ({"k": -1}, "k must be .* got -1"),
         ({"k": 2.5}, "k must be .* got 2.5"),
-        ({"ties": "stable"}, "unknown ties 'stable'; expected one of average, index"),
-        ({"normalizer": "all"}, "unknown normalizer 'all'; expected one of hits, min"),
+        ({"k": "all"}, "k must be .* got 'all'"),
+        ({"ties": "stable"}, "unknown ties 'stable'; expected one of .'average', 'index'"),
+        ({"normalizer": "all"}, "unknown normalizer 'all'; expected one of .'hits', 'min"),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -344,8 +422,9 @@ def test_bad_input_is_refused(change, message):
         "query_labels": np.ones((2, 2)),
         "database_labels": np.ones((3, 2)),
     }
-    with pytest.raises(ValueError, match=message):
-        retrieval.map_at_k(**(arguments | change))
+    for function in (retrieval.map_at_k, retrieval.weighted_map_at_k):
+        with pytest.raises(ValueError, match=message):
+            function(**(arguments | change))
 
 
 def test_bad_levels_cutoffs_and_histograms_are_refused():

@@ -1,11 +1,11 @@
-"""How well codes retrieve: average precision, precision-recall curve, precision at N.
+"""How well codes retrieve: average precision, gain by shared labels, curves of precision.
 
-A query ranks the whole database by Hamming distance; an item is relevant if it shares a
-label with the query. Everything works on groups of tied items, nearest first: the items at one
-distance (`ties="average"`, the mean over all orders of tied items), or every item by itself
-(`ties="index"`, tied items in database order). Codes and labels are packed into 32-bit words; the
-device compares them (exact integers), and float64 numbers are made on the host. Knows nothing of
-images, networks or attacks.
+A query ranks the whole database by Hamming distance; an item is relevant if it shares a label
+with the query, and for graded scores the more, the more labels they share. Everything works on
+groups of tied items, nearest first: the items at one distance (`ties="average"`, the mean over all
+orders of tied items), or every item by itself (`ties="index"`, tied items in database order).
+Codes and labels are packed into 32-bit words; the device compares them (exact integers), and
+float64 numbers are made on the host. Knows nothing of images, networks or attacks.
 
 Beside the packed codes and labels, the query-item pairs in work at a time take
 `MAX_WORKING_BYTES` at most, however many there are; only `ties="index"` needs more where one
@@ -23,9 +23,12 @@ from saat_jax.retrieval.metrics import (
     expected_average_precision,
     expected_precision_at_n,
     expected_precision_recall_curve,
+    graded_scores,
     map_at_k,
+    ndcg_at_k,
     precision_at_n,
     precision_recall_curve,
+    weighted_map_at_k,
 )
 
 __all__ = [
@@ -37,7 +40,10 @@ __all__ = [
     "expected_average_precision",
     "expected_precision_at_n",
     "expected_precision_recall_curve",
+    "graded_scores",
     "map_at_k",
+    "ndcg_at_k",
     "precision_at_n",
     "precision_recall_curve",
+    "weighted_map_at_k",
 ]

@@ -1,8 +1,10 @@
 """Distances and relevance of query-item pairs, counted or ranked, in bounded memory.
 
 Histograms of distances are counted on planes of bits (`planes`). A ranking needs every pair's key,
-an integer: twice the distance of the codes, plus one if a label is shared. That takes one XOR and
-one population count for 32 bits of code and one AND for 32 classes; the rest is sorting.
+an integer: the distance of the codes and, in its lowest bits, how many labels are shared. That
+takes one XOR and one population count for 32 bits of code and one AND for 32 classes; the rest is
+sorting. Shared labels are told apart up to a number of grades; one grade tells whether an item is
+relevant.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from saat_jax import parallel
+from saat_jax import hamming, labels, options, parallel
 from saat_jax.retrieval import planes
 
 Array = jax.Array | np.ndarray
@@ -70,42 +72,40 @@ class Packed:
         """Number of items."""
         return self.database.shape[1]
 
+    @property
+    def num_grades(self) -> int:
+        """How many labels a query and an item may share at most, and one at least."""
+        each = (self.query_labels.T, self.database_labels)
+        return int(max(1, min(np.bitwise_count(words).sum(axis=0).max() for words in each)))
+
 
 def pack(
     query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array
 ) -> Packed:
     """Checks and packs codes and labels; arguments and errors are `average_precision`'s."""
     queries, database = np.asarray(query_codes), np.asarray(database_codes)
-    labels, item_labels = np.asarray(query_labels), np.asarray(database_labels)
-    shapes = [array.shape for array in (queries, database, labels, item_labels)]
-    if (
-        {len(shape) for shape in shapes} != {2}
-        or not len(queries) == len(labels) > 0
-        or not len(database) == len(item_labels) > 0
-        or not queries.shape[1] == database.shape[1] > 0
-        or not labels.shape[1] == item_labels.shape[1] > 0
+    classes, item_classes = np.asarray(query_labels), np.asarray(database_labels)
+    hamming.check_codes("query_codes", queries)
+    hamming.check_codes("database_codes", database, num_bits=queries.shape[1])
+    labels.check_labels("query_labels", classes)
+    labels.check_labels("database_labels", item_classes, num_classes=classes.shape[1])
+    for name, codes, rows in (
+        ("query", queries, classes),
+        ("database", database, item_classes),
     ):
-        raise ValueError(
-            "expected query_codes [num_queries, num_bits], database_codes [num_database, "
-            "num_bits], query_labels [num_queries, num_classes] and database_labels "
-            "[num_database, num_classes], none empty, got shapes "
-            f"{', '.join(map(str, shapes))}; every code needs its row of multi-hot labels"
-        )
-    for name, codes in (("query_codes", queries), ("database_codes", database)):
-        if codes.dtype.kind in "bu":
+        if not rows.size or len(rows) != len(codes):
             raise ValueError(
-                f"{name} must hold -1 and +1, got dtype {codes.dtype}; "
-                "turn packed codes into codes with unpack_codes, and bits with 2.0 * bits - 1"
+                f"{name}_labels must have one row for each of {name}_codes, and none may be empty, "
+                f"got shapes {rows.shape} and {codes.shape}"
             )
-        _check_values(name, codes, (-1, 0, 1), "round soft codes with binarize first")
-    for name, rows in (("query_labels", labels), ("database_labels", item_labels)):
-        _check_values(name, rows, (0, 1), "make the labels multi-hot")
+        _check_values(f"{name}_codes", codes, (-1, 0, 1), "round soft codes with binarize first")
+        _check_values(f"{name}_labels", rows, (0, 1), "make the labels multi-hot")
     query_bits, item_bits = _ONE_BIT if queries.all() and database.all() else _FOUR_BITS
     return Packed(
         queries=_pack_rows(queries, query_bits).T,
         database=_pack_rows(database, item_bits),
-        query_labels=_pack_rows(labels).T,
-        database_labels=_pack_rows(item_labels),
+        query_labels=_pack_rows(classes).T,
+        database_labels=_pack_rows(item_classes),
         num_bits=queries.shape[1],
         bits_per_entry=len(query_bits),
     )
@@ -136,11 +136,13 @@ def distance_histograms(
         counted[:, ::2] = histograms
     else:
         counted[:] = histograms[:, ::2]
-    return counted.sum(axis=-1), counted[..., 1]
+    return counted[..., 0], counted[..., 1]
 
 
-def tie_groups(packed: Packed, *, ties: str, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the items and the relevant items of each group of ties, nearest first.
+def tie_groups(
+    packed: Packed, *, ties: str, k: int, num_grades: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the items of each group of ties by shared labels, nearest group first.
 
     With `ties="index"` what lies behind the first k items is one more group.
 
@@ -148,56 +150,62 @@ def tie_groups(packed: Packed, *, ties: str, k: int) -> Iterator[tuple[np.ndarra
         packed: codes and labels.
         ties: "average" or "index".
         k: number of items whose order is of interest, at most `num_database`.
+        num_grades: up to how many shared labels are told apart.
 
     Yields:
-        `[rows, num_groups]` int64 each, some queries at a time, in their order.
+        Items, `[rows, num_groups]`, and items that share one label at least, two, and so on,
+        `[rows, num_groups, num_grades]`; int64 each, some queries at a time, in their order.
     """
-    check_name("ties", ties, TIES)
+    options.check_word("ties", ties, TIES)
     if ties == "average":
-        for histogram in _histograms(packed):
-            yield histogram.sum(axis=-1), histogram[..., 1]
+        for histogram in _histograms(packed, num_grades):
+            yield histogram[..., 0], histogram[..., 1:]
         return
     counts = np.append(np.ones(k, np.int64), packed.num_database - k)
-    for hits, num_relevant in rankings(packed, k=k):
-        yield counts[None], np.append(hits, num_relevant - hits.sum())[None]
+    for shared, totals in rankings(packed, k=k, num_grades=num_grades):
+        near = (shared[:, None] > np.arange(num_grades)).astype(np.int64)
+        yield counts[None], np.vstack([near, totals - near.sum(axis=0)])[None]
 
 
-def rankings(packed: Packed, *, k: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields, query by query, the hits among the k nearest items, ties by index.
+def rankings(
+    packed: Packed, *, k: int, num_grades: int = 1
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Yields, query by query, what the k nearest items share, ties by index.
 
     Yields:
-        `[k]` bool, whether the item is relevant, in rank order; and the relevant items in all.
+        `[k]` labels that the item shares, in rank order, `num_grades` for more; and of all items
+        how many share one at least, two, and so on.
     """
     items = parallel.on_every_device((packed.database, packed.database_labels))
     size = max(1, MAX_WORKING_BYTES // (_BYTES_PER_PAIR * packed.num_database))
+    sizes = {"num_levels": packed.num_levels, "num_grades": num_grades}
+    shift = num_grades.bit_length()
     for rows, num_rows in _chunks((packed.queries, packed.query_labels), size):
-        chunk = np.asarray(_keys(*rows, *items, num_levels=packed.num_levels))
+        chunk = np.asarray(_keys(*rows, *items, **sizes))
         for keys in chunk[:num_rows]:
-            near = _nearest(keys, k)
+            near = _nearest(keys, k, shift)
             # NumPy's stable sort of integers this small is a radix sort.
-            order = np.argsort(near >> 1, kind="stable")[:k]
-            yield (near & 1).astype(bool)[order], int(np.count_nonzero(keys & 1))
+            order = np.argsort(near >> shift, kind="stable")[:k]
+            shared = keys & (2**shift - 1)
+            totals = [int(np.count_nonzero(shared > grade)) for grade in range(num_grades)]
+            yield (near & (2**shift - 1))[order], totals
 
 
-def check_name(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError if the name is not among those known."""
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
-
-
-def _histograms(packed: Packed) -> Iterator[np.ndarray]:
-    """Irrelevant and relevant items per distance. `[rows, num_levels, 2]` int64 each"""
+def _histograms(packed: Packed, num_grades: int = 1) -> Iterator[np.ndarray]:
+    """Items per distance by shared labels. `[rows, num_levels, 1 + num_grades]` int64 each"""
     codes = planes.segments(planes.transpose(packed.database), packed.num_levels - 1)
     labels = planes.transpose(packed.database_labels)
     num_padding = 32 * codes.shape[0] * codes.shape[-1] - packed.num_database
     size = jax.local_device_count() * planes.rows_at_a_time(codes)
     items = parallel.on_every_device((codes, labels))
-    at_a_time = max(1, MAX_WORKING_BYTES // (_BYTES_PER_LEVEL * packed.num_levels))
+    at_a_time = max(1, MAX_WORKING_BYTES // (_BYTES_PER_LEVEL * packed.num_levels * num_grades))
+    sizes = {"num_levels": packed.num_levels, "num_grades": num_grades}
+    count = functools.partial(planes.count, **sizes)
     for part in planes.slices(len(packed.queries), at_a_time):
         queries = packed.queries[part]
         classes, most = planes.positions(packed.query_labels[part])
         counts = [
-            (planes.count(*rows, most, *items, num_levels=packed.num_levels), num_rows)
+            (count(*rows, most, *items), num_rows)
             for rows, num_rows in _chunks((queries, classes), size)
         ]
         whole = [np.asarray(counted)[:num_rows] for counted, num_rows in counts]
@@ -208,13 +216,13 @@ def _histograms(packed: Packed) -> Iterator[np.ndarray]:
         yield histogram
 
 
-def _nearest(keys: np.ndarray, k: int) -> np.ndarray:
+def _nearest(keys: np.ndarray, k: int, shift: int) -> np.ndarray:
     """The keys up to some distance, k of them at least, in the order of the items."""
     # A guess from a sample costs less than an exact radius; it decides about time only.
-    sample = np.cumsum(np.bincount(keys[::_SAMPLE] >> 1))
+    sample = np.cumsum(np.bincount(keys[::_SAMPLE] >> shift))
     radius = int(np.searchsorted(sample, k / _SAMPLE))
     # Indices first: NumPy takes longer to select by a mask.
-    while len(items := np.flatnonzero(keys < 2 * radius + 2)) < k:
+    while len(items := np.flatnonzero(keys < ((radius + 1) << shift))) < k:
         radius += 1
     return keys[items]
 
@@ -235,15 +243,26 @@ def _chunks(rows: tuple[np.ndarray, ...], size: int) -> Iterator[tuple[list[Arra
         yield parallel.split_rows(padded), size - missing
 
 
-@functools.partial(jax.jit, static_argnames="num_levels")
+@functools.partial(jax.jit, static_argnames=("num_levels", "num_grades"))
 def _keys(
-    queries: Array, labels: Array, database: Array, item_labels: Array, *, num_levels: int
+    queries: Array,
+    classes: Array,
+    database: Array,
+    item_classes: Array,
+    *,
+    num_levels: int,
+    num_grades: int = 1,
 ) -> jax.Array:
-    """Twice the distance, plus one where a label is shared. `[num_queries, num_items]`"""
-    dtype = np.min_scalar_type(2 * num_levels - 1)
+    """The distance above, the shared labels in the lowest bits. `[num_queries, num_items]`"""
+    shift = num_grades.bit_length()
+    dtype = np.min_scalar_type((num_levels << shift) - 1)
     differing = lax.population_count(queries[:, :, None] ^ database[None]).astype(dtype)
-    shared = lax.reduce_or(labels[:, :, None] & item_labels[None], axes=(1,)) != 0
-    return 2 * jnp.sum(differing, axis=1, dtype=dtype) + shared.astype(dtype)
+    common = classes[:, :, None] & item_classes[None]
+    if num_grades == 1:
+        shared = lax.reduce_or(common, axes=(1,)) != 0
+    else:
+        shared = jnp.minimum(jnp.sum(lax.population_count(common), axis=1), num_grades)
+    return (jnp.sum(differing, axis=1, dtype=dtype) << shift) + shared.astype(dtype)
 
 
 def _pack_rows(rows: np.ndarray, thresholds: tuple[float, ...] = (0.0,)) -> np.ndarray:

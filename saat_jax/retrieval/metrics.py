@@ -1,16 +1,24 @@
-"""Average precision, precision-recall curve and precision at N, from groups of tied items."""
+"""Average and weighted precision, gain, and curves of precision, from groups of tied items."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from saat_jax import options
 from saat_jax.retrieval import counting, planes
 
 Array = counting.Array
-# Items and relevant items of groups of ties, some queries at a time.
+# Items of groups of ties, and those that share labels, as `counting.tie_groups` yields them.
 Groups = Iterable[tuple[np.ndarray, np.ndarray]]
 
-NORMALIZERS = ("hits", "min(k,relevant)")
+# What the sum of an average precision is divided by, of k, the hits and the relevant items.
+NORMALIZERS = options.Choices(
+    "normalizer",
+    {
+        "hits": lambda k, hits, relevant: hits,
+        "min(k,relevant)": lambda k, hits, relevant: np.minimum(k, relevant),
+    },
+)
 # Rows of histograms in work at a time.
 _ROWS_AT_A_TIME = 1024
 
@@ -80,19 +88,20 @@ def average_precision(
         `[num_queries]` float64 in [0, 1]; zero where nothing relevant is among the first k.
 
     Raises:
-        ValueError: if shapes disagree, the database is empty, codes are not rounded, labels
-            are not multi-hot, `k` is below one, or a name is unknown.
+        ValueError: naming the argument: if shapes disagree or are empty, codes are packed,
+            boolean, of 0 and 1 alone or not rounded, labels are not multi-hot, `k` is no whole
+            number from one on, or a name is unknown.
     """
     packed = counting.pack(query_codes, database_codes, query_labels, database_labels)
     k = _list_length(k, packed.num_database)
     if ties != "index":
         groups = counting.tie_groups(packed, ties=ties, k=k)
         return _average_precisions(groups, k=k, normalizer=normalizer)
-    counting.check_name("normalizer", normalizer, NORMALIZERS)
+    normalize = NORMALIZERS.look_up(normalizer)
     values = []
-    for hits, num_relevant in counting.rankings(packed, k=k):
+    for hits, (num_relevant,) in counting.rankings(packed, k=k):
         ranks = np.flatnonzero(hits) + 1
-        best = len(ranks) if normalizer == "hits" else min(k, num_relevant)
+        best = normalize(k, len(ranks), num_relevant)
         values.append(np.sum(np.arange(1, len(ranks) + 1) / ranks) / max(best, 1))
     return np.array(values)
 
@@ -127,6 +136,95 @@ def expected_average_precision(
     """
     groups, num_database = _histogram_groups(counts, relevant_counts)
     return _average_precisions(groups, k=_list_length(k, num_database), normalizer=normalizer)
+
+
+def ndcg_at_k(
+    query_codes: Array,
+    database_codes: Array,
+    query_labels: Array,
+    database_labels: Array,
+    *,
+    k: int | None = None,
+    ties: str = "average",
+) -> float:
+    """Normalized discounted cumulative gain at k over all queries: the mean of `graded_scores`.
+
+    Example:
+        >>> codes = np.array([[1, 1], [1, -1], [-1, -1]])
+        >>> labels = np.array([[1, 1], [1, 0], [1, 1]])
+        >>> round(ndcg_at_k(codes[:1], codes, labels[:1], labels), 4)
+        0.9514
+    """
+    arrays = query_codes, database_codes, query_labels, database_labels
+    return float(np.mean(graded_scores(*arrays, k=k, ties=ties)["ndcg"]))
+
+
+def weighted_map_at_k(
+    query_codes: Array,
+    database_codes: Array,
+    query_labels: Array,
+    database_labels: Array,
+    *,
+    k: int | None = None,
+    ties: str = "average",
+    normalizer: str = "hits",
+) -> float:
+    """Weighted mean average precision at k (WAP) over all queries: the mean of `graded_scores`.
+
+    Example:
+        >>> codes = np.array([[1, 1], [1, -1], [-1, -1]])
+        >>> labels = np.array([[1, 1], [1, 0], [1, 1]])
+        >>> round(weighted_map_at_k(codes[:1], codes, labels[:1], labels), 4)
+        1.7222
+    """
+    arrays = query_codes, database_codes, query_labels, database_labels
+    scores = graded_scores(*arrays, k=k, ties=ties, normalizer=normalizer)
+    return float(np.mean(scores["wap"]))
+
+
+def graded_scores(
+    query_codes: Array,
+    database_codes: Array,
+    query_labels: Array,
+    database_labels: Array,
+    *,
+    k: int | None = None,
+    ties: str = "average",
+    normalizer: str = "hits",
+) -> dict[str, np.ndarray]:
+    """Scores of every query by which an item is the more relevant the more labels it shares.
+
+    With r shared labels, the gain of an item is 2^r - 1 and its discount log2(1 + rank): "ndcg"
+    is the sum of gain / discount over the first k items, divided by that of the best order of
+    the database. "wap" is average precision with the cumulative gain in the place of precision:
+    at each relevant item, the shared labels of all items so far divided by the rank. Where no
+    query and item share more than one label it is the average precision.
+
+    Args:
+        query_codes, database_codes, query_labels, database_labels: as `average_precision`.
+        k: length of the returned list; None, or more than there are, is the whole database.
+        ties: "average" or "index".
+        normalizer: of "wap", as of `average_precision`.
+
+    Returns:
+        "ndcg", in [0, 1], and "wap", from zero to the most labels that are shared:
+        `[num_queries]` float64 each, zero where nothing is relevant.
+
+    Raises:
+        ValueError: on the inputs `average_precision` refuses.
+
+    Reference:
+        Zhao et al., DSRH, CVPR 2015; Zhang et al., IDHN, IEEE TMM 2020.
+    """
+    packed = counting.pack(query_codes, database_codes, query_labels, database_labels)
+    k = _list_length(k, packed.num_database)
+    NORMALIZERS.look_up(normalizer)
+    discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + np.arange(1, k + 1)))])
+    ndcg, wap = [], []
+    for pair in counting.tie_groups(packed, ties=ties, k=k, num_grades=packed.num_grades):
+        ndcg.append(_normalized_gain(*pair, discounts, k=k))
+        wap.append(_average_precisions([pair], k=k, normalizer=normalizer))
+    return {"ndcg": np.concatenate(ndcg), "wap": np.concatenate(wap)}
 
 
 def precision_recall_curve(
@@ -251,7 +349,7 @@ def _histogram_groups(counts: np.ndarray, relevant_counts: np.ndarray) -> tuple[
             f"database sizes {sizes.tolist()}; add the shards' histograms of the same queries"
         )
     parts = planes.slices(len(counts), _ROWS_AT_A_TIME)
-    return [(counts[rows], relevant_counts[rows]) for rows in parts], int(sizes[0])
+    return [(counts[rows], relevant_counts[rows, :, None]) for rows in parts], int(sizes[0])
 
 
 def _check_cutoffs(cutoffs: Sequence[int] | np.ndarray, num_database: int) -> np.ndarray:
@@ -292,71 +390,92 @@ def _precision_at_n(groups: Groups, ranks: np.ndarray) -> np.ndarray:
 
 
 def _each_query(groups: Groups) -> Groups:
-    """The groups query by query. `[num_groups]` each"""
-    for counts, relevant in groups:
-        yield from zip(counts, relevant, strict=True)
+    """The groups query by query: items, and relevant items. `[num_groups]` each"""
+    for counts, sharing in groups:
+        yield from zip(counts, sharing[..., 0], strict=True)
 
 
 def _list_length(k: int | None, num_database: int) -> int:
-    if k is not None and (k < 1 or k % 1):
-        raise ValueError(f"k must be an integer of at least 1, or None for all items, got {k}")
+    options.check_numbers(k=k)
     return num_database if k is None else min(int(k), num_database)
 
 
 def _average_precisions(groups: Groups, *, k: int, normalizer: str) -> np.ndarray:
     """Average precision at k of every query, from its groups of tied items. `[num_queries]`"""
-    counting.check_name("normalizer", normalizer, NORMALIZERS)
+    normalize = NORMALIZERS.look_up(normalizer)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))])
     return np.concatenate(
-        [_average_precision(*pair, harmonic, k=k, normalizer=normalizer) for pair in groups]
+        [_average_precision(*pair, harmonic, k=k, normalize=normalize) for pair in groups]
     )
 
 
 def _average_precision(
-    counts: np.ndarray, relevant: np.ndarray, harmonic: np.ndarray, *, k: int, normalizer: str
+    counts: np.ndarray,
+    sharing: np.ndarray,
+    harmonic: np.ndarray,
+    *,
+    k: int,
+    normalize: Callable[..., np.ndarray],
 ) -> np.ndarray:
-    """Average precision at k of some queries. `[rows]`"""
+    """Average precision at k of some queries, weighted where there are grades. `[rows]`"""
+    relevant, gains = sharing[..., 0], sharing.sum(axis=-1)
     ends = np.cumsum(counts, axis=1)
     starts = ends - counts
-    before = np.cumsum(relevant, axis=1) - relevant
+    before = np.cumsum(gains, axis=1) - gains
+    # The gain of a relevant item of a group, on average.
+    mean = gains / np.maximum(relevant, 1)
     last = np.argmax(ends >= k, axis=1)[:, None]
     is_whole = np.arange(ends.shape[1]) < last
+    hits = np.where(is_whole, relevant, 0)
     gain = _expected_gain(
-        np.minimum(starts, k),
-        before,
-        np.where(is_whole, counts, 0),
-        np.where(is_whole, relevant, 0),
-        harmonic,
+        np.minimum(starts, k), before, mean, np.where(is_whole, counts, 0), hits, harmonic
     ).sum(axis=1, keepdims=True)
     # The list ends within group `last`: which of its items make it is a draw of chance, and
     # with it the number of hits that "hits" divides by.
-    start, ahead, size, hits = (
-        np.take_along_axis(x, last, axis=1) for x in (starts, before, counts, relevant)
+    start, ahead, share, size, at_hand = (
+        np.take_along_axis(x, last, axis=1) for x in (starts, before, mean, counts, relevant)
     )
     places = k - start
-    drawn, probability = _hits_drawn(size, hits, places)
-    gain = gain + _expected_gain(start, ahead, places, drawn, harmonic)
+    drawn, probability = _hits_drawn(size, at_hand, places)
+    gain = gain + _expected_gain(start, ahead, share, places, drawn, harmonic)
     total = relevant.sum(axis=1, keepdims=True)
-    best = ahead + drawn if normalizer == "hits" else np.minimum(k, total)
+    best = normalize(k, hits.sum(axis=1, keepdims=True) + drawn, total)
     return _sum_in_order(probability * gain / np.maximum(best, 1))[:, 0]
+
+
+def _normalized_gain(
+    counts: np.ndarray, sharing: np.ndarray, discounts: np.ndarray, *, k: int
+) -> np.ndarray:
+    """Normalized discounted cumulative gain at k of some queries. `[rows]`"""
+    # 2^r - 1 is the sum of 1, 2, 4 ... over the r grades of an item. All are divided by a power of
+    # two that keeps any number of them finite.
+    weights = 2.0 ** np.arange(-sharing.shape[-1], 0)
+    ends = np.cumsum(counts, axis=1)
+    spread = discounts[np.minimum(ends, k)] - discounts[np.minimum(ends - counts, k)]
+    gain = np.sum(sharing @ weights / np.maximum(counts, 1) * spread, axis=1)
+    # In the best order the items of a grade or more stand at the head, whatever the grade.
+    best = discounts[np.minimum(sharing.sum(axis=1), k)] @ weights
+    return gain / np.where(best, best, 1)
 
 
 def _expected_gain(
     start: np.ndarray,
     before: np.ndarray,
+    mean: np.ndarray,
     places: np.ndarray,
     hits: np.ndarray,
     harmonic: np.ndarray,
 ) -> np.ndarray:
-    """Expected sum of hits-so-far / rank over `places` ranks after `start`.
+    """Expected sum of gain-so-far / rank over the hits among `places` ranks after `start`.
 
-    `hits` of them are relevant, in random order, and `before` hits stand ahead. Place j is
-    a hit with probability hits / places, with (j - 1) (hits - 1) / (places - 1) hits of its
-    own group ahead on average; the sums of 1 / rank are differences of harmonic numbers.
+    `hits` of them are relevant, in random order, with the gain `mean` on average, and `before` is
+    the gain ahead. Place j is a hit with probability hits / places, with (j - 1) (hits - 1) /
+    (places - 1) hits of its own group ahead on average; the sums of 1 / rank are differences of
+    harmonic numbers.
     """
     inverse_ranks = harmonic[start + places] - harmonic[start]
     ahead = (hits - 1) / np.maximum(places - 1, 1) * (places - (start + 1) * inverse_ranks)
-    return hits / np.maximum(places, 1) * ((before + 1) * inverse_ranks + ahead)
+    return hits / np.maximum(places, 1) * ((before + mean) * inverse_ranks + mean * ahead)
 
 
 def _hits_drawn(

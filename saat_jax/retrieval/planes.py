@@ -108,11 +108,18 @@ def rows_at_a_time(planes: np.ndarray) -> int:
     return words // planes.shape[-1]
 
 
-@functools.partial(jax.jit, static_argnames="num_levels")
+@functools.partial(jax.jit, static_argnames=("num_levels", "num_grades"))
 def count(
-    queries: Array, classes: Array, most: Array, codes: Array, labels: Array, *, num_levels: int
+    queries: Array,
+    classes: Array,
+    most: Array,
+    codes: Array,
+    labels: Array,
+    *,
+    num_levels: int,
+    num_grades: int = 1,
 ) -> Array:
-    """Counts items by distance and relevance.
+    """Counts items by distance and by how many classes they share.
 
     Args:
         queries: `[rows, num_words]` uint32 codes.
@@ -121,9 +128,11 @@ def count(
         codes: `[num_blocks, num_segments, segment, block]` uint32 planes of the items' codes.
         labels: `[num_blocks, num_classes, block]` uint32 planes of the items' labels.
         num_levels: number of distances, from zero on.
+        num_grades: up to how many shared classes are told apart.
 
     Returns:
-        `[rows, num_levels, 2]` int32: items that share no class with the query, and that do.
+        `[rows, num_levels, 1 + num_grades]` int32: items, items that share one class with the
+        query at least, two, and so on.
     """
     rows, (num_segments, segment) = len(queries), codes.shape[1:3]
     # Two at least, as they are halved below.
@@ -149,30 +158,37 @@ def count(
     def add_block(counts: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         codes, labels = block
         nothing = jnp.zeros((rows, codes.shape[-1]), jnp.uint32)
-        is_relevant = lax.fori_loop(
-            0,
-            most,
-            lambda i, found: found | labels.at[classes[:, i]].get(mode="fill", fill_value=0),
-            nothing,
-        )
+
+        def share_class(i: Array, at_least: Array) -> Array:
+            has_class = labels.at[classes[:, i]].get(mode="fill", fill_value=0)
+            one_less = jnp.concatenate([~nothing[:, None], at_least[:, :-1]], axis=1)
+            return at_least | (one_less & has_class[:, None])
+
+        # Items that share one class, two, and so on, each grade a plane.
+        at_least = jnp.zeros((rows, num_grades, codes.shape[-1]), jnp.uint32)
+        at_least = lax.fori_loop(0, most, share_class, at_least)
         distances = (nothing,) * num_digits
         distances, _ = lax.scan(add_segment, distances, (codes, masks.swapaxes(0, 1)))
         half = num_digits // 2
         low = keep(lambda: _where(distances[:half], 2**half))
         high = keep(lambda: _where(distances[half:], (num_levels - 1 >> half) + 1))
 
+        even = jnp.concatenate([~nothing[:, None], at_least[:, 1::2]], axis=1)
+        odd = jnp.pad(at_least[:, ::2], ((0, 0), (0, 1 - num_grades % 2), (0, 0)))
+
         def count_lanes(lanes: slice) -> Array:
-            items = high[:, :, None, lanes] & low[:, None, :, lanes]
-            relevant = items & is_relevant[:, None, None, lanes]
-            return lax.population_count(items) + (lax.population_count(relevant) << 16)
+            items = high[:, :, None, None, lanes] & low[:, None, :, None, lanes]
+            evens, odds = (items & planes[:, None, None, :, lanes] for planes in (even, odd))
+            return lax.population_count(evens) + (lax.population_count(odds) << 16)
 
         counted = [count_lanes(lanes) for lanes in slices(codes.shape[-1], _LANES)]
-        both = functools.reduce(jnp.add, counted).sum(axis=-1).reshape(rows, -1)[:, :num_levels]
-        relevant = both >> 16
-        added = jnp.stack([(both & 0xFFFF) - relevant, relevant], axis=-1)
-        return counts + added.astype(jnp.int32), None
+        both = functools.reduce(jnp.add, counted).sum(axis=-1)
+        both = both.reshape(rows, -1, both.shape[-1])[:, :num_levels]
+        added = jnp.stack([both & 0xFFFF, both >> 16], axis=-1).reshape(rows, num_levels, -1)
+        return counts + added[..., : 1 + num_grades].astype(jnp.int32), None
 
-    return lax.scan(add_block, jnp.zeros((rows, num_levels, 2), jnp.int32), (codes, labels))[0]
+    nobody = jnp.zeros((rows, num_levels, 1 + num_grades), jnp.int32)
+    return lax.scan(add_block, nobody, (codes, labels))[0]
 
 
 def _add(numbers: Sequence[Numbers]) -> Numbers:
