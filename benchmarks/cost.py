@@ -51,7 +51,7 @@ def saat_step(
         name: one of `networks.NETWORKS`.
         image_size: height and width of the images, in pixels.
         batch_size: images of the one device.
-        donate: of `parallel.pmap_update`.
+        donate: of `parallel.map_update`.
         accumulate: of `optimizers.make_optimizer`.
         **options: of `networks.create_network`.
 
@@ -85,7 +85,7 @@ def saat_step(
         "index": np.arange(batch_size, dtype=np.int32),
         "mask": np.ones(batch_size, np.float32),
     }
-    return parallel.pmap_update(update, donate=donate), first_state, batch
+    return parallel.map_update(update, donate=donate), first_state, batch
 
 
 def _lower(name: str, **settings: Any) -> Any:

@@ -215,7 +215,7 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
                 checkpoint = saved.restore(best=best)
             assert checkpoint is not None
             name = f"{folder.name}/{'best' if best else 'latest'}"
-            found[f"{name}/step and record"] = (checkpoint.step, checkpoint.record)
+            found[f"{name}/step and metadata"] = (checkpoint.step, checkpoint.metadata)
             for keys, leaf in jax.tree_util.tree_leaves_with_path(checkpoint.state):
                 found[f"{name}/{jax.tree_util.keystr(keys)}"] = leaf
         found[f"{folder.name}/metrics.jsonl"] = (folder / "metrics.jsonl").read_bytes()

@@ -125,7 +125,7 @@ def make_saat(
     )
     # Its copy is in the state.
     del variables
-    mapped = parallel.pmap_update(update)
+    mapped = parallel.map_update(update)
     count = len(images)
     batch = parallel.shard_batch(
         {

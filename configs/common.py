@@ -14,8 +14,8 @@ def get_base() -> ml_collections.ConfigDict:
     evaluation.
     """
     config = ml_collections.ConfigDict()
-    # One of saat_jax/pipeline/tasks.py's TASKS: train_hash, harden, train_saat, evaluate, attack,
-    # compare_attacks, chain, transfer; or report.
+    # One of saat_jax.pipeline's TASKS: train_hash, harden, train_saat, evaluate, attack,
+    # compare_attacks, chain, transfer, encode, search, report.
     config.task = "chain"
     # Of the initial weights, the order of the images, dropout, random starts, target labels.
     config.seed = 0
@@ -23,6 +23,10 @@ def get_base() -> ml_collections.ConfigDict:
     config.precision = "highest"
     # Whether an update reuses the memory of the state before it. False is for debugging.
     config.donate = True
+    # What maps an update over devices: pmap, or shard_map, which gives the same bits.
+    config.mapping = "pmap"
+    # The first and the last step of each training to trace by JAX's profiler; () for none.
+    config.profile = ()
     config.data = dict(
         # One of saat_jax/datasets' SOURCES: digits, lists, packed, tfds.
         source="digits",
@@ -90,6 +94,11 @@ def get_base() -> ml_collections.ConfigDict:
         # Queries kept for the report's pictures.
         num_examples=6,
     )
+    # Of which model "encode" writes the codes: of the run's images, or of a folder's.
+    config.encode = dict(model="pretrained", images="")
+    # Which images, a file or a folder, "search" looks for in the codes that "encode" has written:
+    # "train", "query", "database", or "images" for those of a folder.
+    config.search = dict(model="pretrained", queries="", codes="database", num_results=10)
     return config
 
 

@@ -47,12 +47,11 @@ def main(argv: list[str]) -> None:
     start_jax(config["precision"], _CACHE.value)
 
     # Imported here, so that a wrong flag is answered at once.
-    from saat_jax import parallel
-    from saat_jax.pipeline import tasks
+    from saat_jax import parallel, pipeline
 
     if _DISTRIBUTED.value:
         parallel.start(*places)
-    tasks.run(config, str(_WORKDIR.value))
+    pipeline.run(config, str(_WORKDIR.value))
 
 
 def _with_cpu_flag(flags: str) -> str:

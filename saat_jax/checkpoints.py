@@ -2,16 +2,17 @@
 
 A checkpoint is one Orbax folder `<folder>/latest/<step>` or `<folder>/best/<step>`, which appears
 under its final name only when it is whole. It holds the state as NumPy arrays, which restore on
-any number of devices and hosts, and a JSON record: the network, its data, its metrics. Orbax
-hands out flipped bits in silence, so that checksums of both are kept beside the record.
+any number of devices and hosts, and metadata as JSON (its part "record"): the network, its data,
+its metrics. Orbax hands out flipped bits in silence, so that checksums of both are kept there.
 """
 
 import contextlib
 import json
 import logging
 import pathlib
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -24,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """A restored checkpoint: its state (NumPy leaves), its JSON record, its step."""
+    """A restored checkpoint: its state (NumPy leaves), its metadata in JSON's types, its step."""
 
     state: Any
-    record: dict[str, Any]
+    metadata: dict[str, Any]
     step: int
 
 
@@ -40,10 +41,19 @@ class CheckpointFolder:
         folder: where the checkpoints live; made if absent, unless `read_only`.
         keep: how many of the latest to keep, so that a damaged newest one is no loss.
         read_only: never change the folder: a trainer may be writing to it.
+        fields: what the metadata of a sound checkpoint has.
     """
 
-    def __init__(self, folder: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        fields: Collection[str] = (),
+    ):
         self._root = root = pathlib.Path(folder).absolute()
+        self._fields = fields
         self._unreadable: set[str] = set()
         # Each process reads alone: one may see a folder, or fail to read, where others do not.
         alone = ocp.options.MultiprocessingOptions(
@@ -83,7 +93,7 @@ class CheckpointFolder:
                 manager.close()
 
     def save(
-        self, step: int, state: chex.ArrayTree, record: dict[str, Any], *, best: bool = False
+        self, step: int, state: chex.ArrayTree, metadata: dict[str, Any], *, best: bool = False
     ) -> None:
         """Saves a state in the background.
 
@@ -92,7 +102,7 @@ class CheckpointFolder:
         Args:
             step: number of updates behind the state.
             state: pytree of NumPy arrays, such as `parallel.unreplicate` returns.
-            record: what to keep beside it, in JSON's types.
+            metadata: what to keep beside it, in JSON's types; a "step" in it must be `step`.
             best: whether to replace the best checkpoint rather than to add a latest one.
 
         Raises:
@@ -107,7 +117,7 @@ class CheckpointFolder:
         state = jax.tree.map(np.asarray, state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave({**record, "checksums": _checksums(state, record)}),
+            record=ocp.args.JsonSave({**metadata, "checksums": _checksums(state, metadata)}),
         )
         with _telling(manager):
             manager.save(step, args=args, force=True)
@@ -163,25 +173,45 @@ class CheckpointFolder:
             path = str(manager.directory / str(step))
             try:
                 restored = self._reader.restore(path, args=args)
-                state, record = restored.state, restored.record
+                state, metadata = restored.state, restored.record
                 if target is not None:
                     _check_shapes(state, target)
                 # Checkpoints made by earlier code have none.
-                if record.pop("checksums", None) not in (None, _checksums(state, record)):
+                if metadata.pop("checksums", None) not in (None, _checksums(state, metadata)):
                     raise ValueError("its checksums differ: the files have changed since")
+                if lacking := [name for name in self._fields if name not in metadata]:
+                    raise ValueError(f"its metadata lacks {lacking}: it is of another version")
+                if metadata.get("step", step) != step:
+                    raise ValueError(f"it is of step {metadata['step']}: it was renamed")
             # Orbax raises many kinds for a damaged folder; all are reported below.
             except Exception as error:
                 self._unreadable.add(path)
                 problems.append(f"{path}: {error}")
                 _log.warning("checkpoint %s cannot be read, trying the one before", problems[-1])
                 continue
-            return Checkpoint(state, record, step), problems
+            return Checkpoint(state, metadata, step), problems
         return None, problems
 
-    def record(self) -> dict[str, Any] | None:
-        """Reads the record of the newest sound checkpoint, whatever network its state is of."""
+    def metadata(self) -> dict[str, Any] | None:
+        """Reads that of the newest sound checkpoint, whatever network its state is of."""
         found = self.restore()
-        return found and found.record
+        return found and found.metadata
+
+
+def _without_closed_loops(report: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Leaves out what TensorStore's threads say of a loop that Orbax has closed at a fault.
+
+    The fault itself is told; these would bury it under tracebacks, even where a recovery goes well.
+    """
+
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    return told
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 def _of_all(step: int) -> list[int]:
@@ -203,14 +233,14 @@ def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def _checksums(state: chex.ArrayTree, record: dict[str, Any]) -> dict[str, int]:
-    """Of the arrays, in no order, as without a template another comes back; and of the record."""
+def _checksums(state: chex.ArrayTree, metadata: dict[str, Any]) -> dict[str, int]:
+    """Of the arrays, in no order, as without a template another comes back; and of the metadata."""
     arrays = (
         zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data) for x in jax.tree.leaves(state)
     )
     return {
         "state": sum(arrays) % 2**32,
-        "record": zlib.crc32(json.dumps(record, sort_keys=True).encode()),
+        "record": zlib.crc32(json.dumps(metadata, sort_keys=True).encode()),
     }
 
 

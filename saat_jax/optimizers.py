@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import optax
 
+from saat_jax import options
+
 Schedule = Callable[[int], float]
 
 
@@ -79,36 +81,66 @@ def gan_schedule(
     return schedule
 
 
+def _milestones(learning_rate: float, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    return milestone_schedule(learning_rate, num_steps=num_epochs * steps_per_epoch)
+
+
+def _cosine(learning_rate: float, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    num_steps = num_epochs * steps_per_epoch
+    return lambda step: learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+def _constant(learning_rate: float, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    return lambda step: learning_rate
+
+
+# The schedules a config may name, called like `epoch_schedule`.
+SCHEDULES: options.Choices[Callable[..., Schedule]] = options.Choices(
+    "schedule",
+    {
+        "constant": _constant,
+        "cosine": _cosine,
+        "half_linear": gan_schedule,
+        "milestones": _milestones,
+        "thirds": epoch_schedule,
+    },
+)
+# The optimizers a config may name: a rule that makes a direction of a gradient, from all options.
+OPTIMIZERS: options.Choices[Callable[..., optax.GradientTransformation]] = options.Choices(
+    "optimizer",
+    {
+        "sgd": lambda momentum, beta1: optax.trace(momentum) if momentum else optax.identity(),
+        "adam": lambda momentum, beta1: optax.scale_by_adam(b1=beta1),
+    },
+)
+
+
 def make_schedule(
     name: str, learning_rate: float, *, num_epochs: int, steps_per_epoch: int
 ) -> Schedule:
     """Builds a learning rate by step.
 
     Args:
-        name: "thirds" (`epoch_schedule`), "milestones" (`milestone_schedule`), "half_linear"
-            (`gan_schedule`), "cosine" down to zero, or "constant".
+        name: one of `SCHEDULES`: "thirds" (`epoch_schedule`), "milestones"
+            (`milestone_schedule`), "half_linear" (`gan_schedule`), "cosine" down to zero, or
+            "constant".
         learning_rate: the first rate.
         num_epochs: number of epochs.
         steps_per_epoch: number of updates in an epoch.
 
     Raises:
-        ValueError: if there is no such schedule.
+        ValueError: if there is no such schedule, or a number is out of its range.
+
+    Example:
+        >>> schedule = make_schedule("milestones", 0.4, num_epochs=2, steps_per_epoch=4)
+        >>> [round(schedule(step), 3) for step in range(8)]
+        [0.4, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
     """
-    num_steps = num_epochs * steps_per_epoch
-    schedules = {
-        "thirds": epoch_schedule(
-            learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
-        ),
-        "milestones": milestone_schedule(learning_rate, num_steps=num_steps),
-        "half_linear": gan_schedule(
-            learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
-        ),
-        "cosine": lambda step: learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps)),
-        "constant": lambda step: learning_rate,
-    }
-    if name not in schedules:
-        raise ValueError(f"unknown schedule {name!r}; expected one of {sorted(schedules)}")
-    return schedules[name]
+    make = SCHEDULES.look_up(name)
+    options.check_numbers(
+        learning_rate=learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+    )
+    return make(learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch)
 
 
 def make_optimizer(
@@ -125,7 +157,7 @@ def make_optimizer(
     """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
 
     Args:
-        name: "sgd" or "adam" (second beta 0.999).
+        name: one of `OPTIMIZERS`: "sgd" or "adam" (second beta 0.999).
         schedule: learning rate by step, from 0.
         num_steps: how many steps the schedule is asked for; the last rate is kept beyond.
         momentum: of "sgd".
@@ -137,8 +169,12 @@ def make_optimizer(
             `accumulate`.
 
     Raises:
-        ValueError: if there is no such optimizer.
+        ValueError: if there is no such optimizer, or a number is out of its range.
     """
+    rule = OPTIMIZERS.look_up(name)
+    options.check_numbers(
+        momentum=momentum, beta1=beta1, weight_decay=weight_decay, accumulate=accumulate
+    )
     # A table makes any Python rule traceable, and the rate exact.
     first_steps = range(0, max(num_steps, 1), accumulate) if updates is None else updates
     rates = np.array([schedule(step) for step in first_steps], np.float32)
@@ -146,14 +182,10 @@ def make_optimizer(
     def rate(count: chex.Numeric) -> chex.Numeric:
         return jax.numpy.asarray(rates)[jax.numpy.minimum(count, len(rates) - 1)]
 
-    rules = {
-        "sgd": optax.trace(momentum) if momentum else optax.identity(),
-        "adam": optax.scale_by_adam(b1=beta1),
-    }
-    if name not in rules:
-        raise ValueError(f"unknown optimizer {name!r}; expected one of {sorted(rules)}")
     optimizer = optax.chain(
-        optax.add_decayed_weights(weight_decay), rules[name], optax.scale_by_learning_rate(rate)
+        optax.add_decayed_weights(weight_decay),
+        rule(momentum, beta1),
+        optax.scale_by_learning_rate(rate),
     )
     if accumulate == 1:
         return optimizer

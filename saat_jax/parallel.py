@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from saat_jax import options
+
 Array = jax.Array
 
 AXIS = "devices"
@@ -100,13 +102,56 @@ def join_rows(values: chex.ArrayTree, have: np.ndarray) -> tuple[chex.ArrayTree,
     return jax.tree.map(lambda x: np.asarray(x)[owner, rows], everyone), owned.any(axis=0)
 
 
-def pmap_update(update: Callable[..., Any], *, donate: bool = True) -> Callable[..., Any]:
+def describe_devices() -> str:
+    """All devices of the job in words, such as "8 x NVIDIA H100"."""
+    devices = jax.devices()
+    return f"{len(devices)} x {'CPU' if on_cpu() else devices[0].device_kind}"
+
+
+def map_update(
+    update: Callable[..., Any], *, donate: bool = True, mapping: str = "pmap"
+) -> Callable[..., Any]:
     """Maps a per-device update over all devices.
 
-    With `donate` the state passed in is consumed: its memory is that of the next.
+    Args:
+        update: as the head of this file says.
+        donate: whether the state passed in is consumed: its memory is that of the next.
+        mapping: one of `MAPPINGS`, which give the same bits.
     """
     mapped = functools.partial(update, axis_name=AXIS)
-    return jax.pmap(mapped, axis_name=AXIS, donate_argnums=(0,) if donate else ())
+    return MAPPINGS.look_up(mapping)(mapped, (0,) if donate else ())
+
+
+def _pmap(update: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:
+    return jax.pmap(update, axis_name=AXIS, donate_argnums=donated)
+
+
+def _shard_map(update: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:
+    """The same as a program of all devices, each of which has one row of every array."""
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec(AXIS))
+
+    def of_one_device(*rows: chex.ArrayTree) -> Any:
+        return jax.tree.map(lambda x: x[None], update(*jax.tree.map(lambda x: x[0], rows)))
+
+    rows = PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        of_one_device, mesh=everywhere.mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+    program = jax.jit(mapped, donate_argnums=donated)
+
+    def of_all(x: Any) -> Array:
+        """The rows of all processes, of which this one has its own."""
+        local = jax.device_put(x, _sharding(AXIS)) if isinstance(x, np.ndarray) else x
+        if len(local) == jax.device_count():
+            return local
+        shape = (jax.device_count(), *local.shape[1:])
+        parts = [shard.data for shard in local.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, everywhere, parts)
+
+    return lambda *trees: program(*jax.tree.map(of_all, trees))
+
+
+MAPPINGS = options.Choices("mapping", {"pmap": _pmap, "shard_map": _shard_map})
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:

@@ -13,7 +13,7 @@ import pytest
 
 from saat_jax import checkpoints, defenses, objectives
 
-RECORD = {"model": {"name": "convnet", "widths": [4, 4]}, "best_map": 0.25}
+METADATA = {"model": {"name": "convnet", "widths": [4, 4]}, "best_map": 0.25}
 
 
 def _state(step, *, num_bits=6, saat=True):
@@ -33,7 +33,7 @@ def _state(step, *, num_bits=6, saat=True):
 def _save(folder, *steps):
     with checkpoints.CheckpointFolder(folder) as saved:
         for step in steps:
-            saved.save(step, _state(step), RECORD)
+            saved.save(step, _state(step), METADATA)
 
 
 def _kept(folder, kind):
@@ -51,10 +51,10 @@ def test_a_state_comes_back_with_its_types_and_bits(tmp_path, saat):
     state = _state(3, saat=saat)
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         assert saved.restore(state) is None
-        saved.save(3, state, RECORD)
+        saved.save(3, state, METADATA)
         saved.wait()
         found = saved.restore(_state(0, saat=saat))
-    assert found.step == 3 and found.record == RECORD
+    assert found.step == 3 and found.metadata == METADATA
     assert jax.tree.structure(found.state) == jax.tree.structure(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(found.state, state)
     chex.assert_trees_all_equal(found.state, state)
@@ -77,14 +77,14 @@ def test_without_a_template_a_state_comes_back_as_dicts(tmp_path):
     np.testing.assert_array_equal(
         found.state["objective"]["bank"]["codes"], state.objective.bank.codes
     )
-    assert found.record == RECORD
+    assert found.metadata == METADATA
 
 
 def test_a_saved_state_may_change_at_once(tmp_path):
     # The save goes on in the background.
     state = jax.tree.map(np.copy, _state(1))
     with checkpoints.CheckpointFolder(tmp_path) as saved:
-        saved.save(1, state, RECORD)
+        saved.save(1, state, METADATA)
         saved.wait()
         jax.tree.map(lambda x: x.fill(0) if x.ndim else None, state)
         found = saved.restore(state)
@@ -94,7 +94,7 @@ def test_a_saved_state_may_change_at_once(tmp_path):
 def test_the_latest_two_and_the_best_one_are_kept(tmp_path):
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         for step in (1, 2, 3, 4):
-            saved.save(step, _state(step), RECORD)
+            saved.save(step, _state(step), METADATA)
         for step in (2, 3):
             saved.save(step, _state(step), {"best_map": step / 10}, best=True)
         saved.wait()
@@ -102,7 +102,7 @@ def test_the_latest_two_and_the_best_one_are_kept(tmp_path):
         best = saved.restore(_state(0), best=True)
     assert _kept(tmp_path, "latest") == ["3", "4"]
     assert _kept(tmp_path, "best") == ["3"]
-    assert best.step == 3 and best.record == {"best_map": 0.3}
+    assert best.step == 3 and best.metadata == {"best_map": 0.3}
     chex.assert_trees_all_equal(best.state, _state(3))
 
 
@@ -112,7 +112,7 @@ def test_a_step_already_saved_is_left_as_it_is(tmp_path):
         saved.save(1, _state(2), {"other": True})
         saved.wait()
         found = saved.restore(_state(0))
-    assert found.record == RECORD
+    assert found.metadata == METADATA
     chex.assert_trees_all_equal(found.state, _state(1))
 
 
@@ -138,11 +138,11 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path, be
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         assert saved.restore(_state(0)).step == 1
         for step in between:
-            saved.save(step, _state(step), RECORD)
+            saved.save(step, _state(step), METADATA)
             saved.wait()
             # A run that is stopped here must find this step, not an older one.
             assert saved.restore(_state(0)).step == step
-        saved.save(4, _state(4), RECORD)
+        saved.save(4, _state(4), METADATA)
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         found = saved.restore(_state(0))
     assert found.step == 4
@@ -157,7 +157,7 @@ def test_a_half_written_folder_is_not_a_checkpoint(tmp_path):
     _truncate(latest / "2.orbax-checkpoint-tmp")
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         assert saved.restore(_state(0)).step == 1
-        saved.save(2, _state(2), RECORD)
+        saved.save(2, _state(2), METADATA)
     assert _kept(tmp_path, "latest") == ["1", "2"]
     with checkpoints.CheckpointFolder(tmp_path) as saved:
         chex.assert_trees_all_equal(saved.restore(_state(0)).state, _state(2))
@@ -192,7 +192,7 @@ def test_a_relative_folder_will_do(tmp_path, monkeypatch):
 
 def test_reading_changes_nothing(tmp_path):
     with checkpoints.CheckpointFolder(tmp_path / "absent", read_only=True) as saved:
-        assert saved.restore() is None and saved.record() is None
+        assert saved.restore() is None and saved.metadata() is None
     assert not (tmp_path / "absent").exists()
     _save(tmp_path, 1)
     # What a trainer in another process is just writing.

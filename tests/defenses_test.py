@@ -54,7 +54,7 @@ class MeetingNet(nn.Module):
 
 
 def _on_one_device(update):
-    """The update as `parallel.pmap_update` maps it, over the first device alone."""
+    """The update as `parallel.map_update` maps it, over the first device alone."""
     mapped = jax.pmap(
         functools.partial(update, axis_name=parallel.AXIS),
         axis_name=parallel.AXIS,
@@ -77,7 +77,7 @@ def _on_all_devices(update):
         assert len(traces) == 1
         return update(state, batch, axis_name=axis_name)
 
-    mapped = parallel.pmap_update(traced_once)
+    mapped = parallel.map_update(traced_once)
 
     def run(state, batch):
         end = mapped(parallel.replicate(state), parallel.shard_batch(batch))
@@ -748,7 +748,7 @@ def test_replicas_agree_repeat_and_are_traced_once(kind):
         traces.append(batch["image"].shape)
         return update(state, batch, axis_name=axis_name)
 
-    mapped = parallel.pmap_update(counted)
+    mapped = parallel.map_update(counted)
     batches = [_batch(seed, num_real=num_real) for seed, num_real in enumerate((16, 16, 7))]
     ends = []
     for _ in range(2):

@@ -374,7 +374,7 @@ def _on_one_device(update, **compiler_options):
 
 
 def _on_all_devices(update):
-    mapped = parallel.pmap_update(update)
+    mapped = parallel.map_update(update)
 
     def run(state, batch):
         state, metrics = mapped(parallel.replicate(state), parallel.shard_batch(batch))

@@ -28,9 +28,10 @@ from saat_jax import (
     evaluation,
     networks,
     objectives,
+    pipeline,
     training,
 )
-from saat_jax.pipeline import run, stages, tasks
+from saat_jax.pipeline import parts, stages, tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -96,7 +97,7 @@ def test_configs_are_plain_values_that_a_flag_can_set(name):
             config.data.root = "FOLDER"
         plain = config.to_dict()
         assert json.loads(json.dumps(plain)).keys() == plain.keys()
-        assert plain["task"] in tasks.TASKS
+        assert plain["task"] in pipeline.TASKS
         # What the command line does: lock, then set by path; a path is found only if no part
         # of it is the name of a method, such as "update".
         config.lock()
@@ -162,7 +163,7 @@ def test_finished_stages_are_skipped(smoke, capfd, monkeypatch):
     times = {path: path.stat().st_mtime_ns for path in [*kept, workdir / "targets.npz"]}
     logs = {path: path.read_text() for path in workdir.glob("models/*/metrics.jsonl")}
     # On eight devices this time: what one has finished, eight need not do again.
-    tasks.run(demo.get_config("smoke").to_dict(), workdir)
+    pipeline.run(demo.get_config("smoke").to_dict(), workdir)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {path: path.read_text() for path in logs} == logs
     errors = capfd.readouterr().err
@@ -174,7 +175,7 @@ def test_single_tasks_go_on_from_the_chain(smoke, capfd):
     config = demo.get_config("smoke")
     config.task = "report"
     (workdir / "report.html").unlink()
-    tasks.run(config.to_dict(), workdir)
+    pipeline.run(config.to_dict(), workdir)
     assert (workdir / "report.html").is_file()
     assert "MAP@5000" in capfd.readouterr().out
 
@@ -190,7 +191,7 @@ def test_other_settings_in_the_same_folder_are_refused(smoke):
         f"this run has {schedule.learning_rate}"
     )
     with pytest.raises(ValueError, match=message):
-        tasks.run(config.to_dict(), workdir)
+        pipeline.run(config.to_dict(), workdir)
 
 
 def test_a_model_that_is_not_trained_is_named_with_its_task(tmp_path):
@@ -199,7 +200,7 @@ def test_a_model_that_is_not_trained_is_named_with_its_task(tmp_path):
         config.task = task
         message = "model 'pretrained' is not trained: .* holds nothing; run the task 'train_hash'"
         with pytest.raises(ValueError, match=message):
-            tasks.run(config.to_dict(), tmp_path)
+            pipeline.run(config.to_dict(), tmp_path)
 
 
 # --- other tasks on the same models ---
@@ -217,7 +218,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     _, workdir = smoke
     monkeypatch.setattr(tasks, "show_report", lambda workdir: None)
     config = _attacks_config(smoke, "tha", "prosgan")
-    tasks.run(config, workdir)
+    pipeline.run(config, workdir)
     folder = workdir / "learned" / "pretrained"
     for name, metric in (
         ("tha", "pair_loss"),
@@ -236,7 +237,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     assert record["perturbation"]["linf"] > 8 / 255
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/*.json")}
     capfd.readouterr()
-    tasks.run(config, workdir)
+    pipeline.run(config, workdir)
     assert "learned/pretrained/prosgan: trained already, 6 steps" in capfd.readouterr().out
     (workdir / "config.json").unlink()
     before.pop(workdir / "config.json")
@@ -244,7 +245,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     # A model trained further is another: what was learned for it is refused, not used.
     config["learned"]["tha"]["schedule"]["learning_rate"] = 1.0
     with pytest.raises(ValueError, match=r"learned.schedule.learning_rate = 0.001, this run has 1"):
-        tasks.run(config, workdir)
+        pipeline.run(config, workdir)
 
 
 def test_rival_defences_train_from_the_same_model(smoke, tmp_path):
@@ -252,12 +253,12 @@ def test_rival_defences_train_from_the_same_model(smoke, tmp_path):
     shutil.copytree(workdir / "models" / "pretrained", tmp_path / "models" / "pretrained")
     config = defenses_config.get_config("smoke").to_dict() | {"task": "harden"}
     del config["defenses"]["saat"]
-    tasks.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     for name, metric in (("atrdh", "prototype_loss"), ("cgat", "quantization_loss")):
         lines = (tmp_path / "models" / name / "metrics.jsonl").read_text().splitlines()
         assert {metric, "map", "loss"} <= set().union(*map(json.loads, lines))
     with pytest.raises(ValueError, match="config.defenses has no saat, it has {'atrdh': 'atrdh'"):
-        tasks.run(config | {"task": "train_saat"}, tmp_path)
+        pipeline.run(config | {"task": "train_saat"}, tmp_path)
 
 
 def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
@@ -266,18 +267,18 @@ def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
     config = _attacks_config(smoke, "mainstay_targeted") | {"task": "transfer"}
     places = [f"{workdir}:pretrained", f"{workdir}:hardened"]
     config["transfer"]["models"] = places
-    tasks.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     table = json.loads((tmp_path / "transfer" / "mainstay_targeted.json").read_text())
     assert list(table["matrix"]) == list(table["benign"]) == places
     assert all(list(row) == places for row in table["matrix"].values())
     assert "t-MAP@5000, mainstay targeted" in capfd.readouterr().out
     config["transfer"]["models"] = [f"{tmp_path}/nosuch:pretrained"]
     with pytest.raises(ValueError, match="no run in .*nosuch"):
-        tasks.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
     config["transfer"]["models"] = places
     config["seed"] = 3
     with pytest.raises(ValueError, match="was made with seed = 0, this run has 3"):
-        tasks.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
 
 
 # --- several processes ---
@@ -347,11 +348,11 @@ def _listed(table):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("task", "train", "unknown task 'train'" + _listed({**tasks.TASKS, "report": None})),
+        ("task", "train", "unknown task 'train'" + _listed(pipeline.TASKS)),
         ("data.source", "coco", "unknown source 'coco'" + _listed(datasets.SOURCES)),
         ("data.num_train", 10**6, "num_train between 1 and num_database"),
         ("model.name", "resnet", "unknown network 'resnet'" + _listed(networks.NETWORKS)),
-        ("model.num_bits", 0, "num_bits must be a whole number from 1 to 65536, got 0"),
+        ("model.num_bits", 0, "model.num_bits must be a whole number from 1 to 65536, got 0"),
         (
             "model.weights",
             "nosuch.pt",
@@ -401,7 +402,7 @@ def test_a_wrong_setting_is_refused_before_any_work(tmp_path, monkeypatch, path,
 
     monkeypatch.setattr(training, "train", trained)
     with pytest.raises(ValueError, match=message):
-        tasks.run(config.to_dict(), tmp_path)
+        pipeline.run(config.to_dict(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_a_wrong_flag_gets_one_message_and_no_traceback(tmp_path, arguments, mes
 
 @pytest.fixture(scope="module")
 def digits():
-    return run.load_data(attacks_config.get_config("smoke").to_dict())
+    return pipeline.load_data(attacks_config.get_config("smoke").to_dict())
 
 
 def _attacks(*names, task="compare_attacks"):
@@ -460,10 +461,10 @@ def test_networks_for_attacks_are_checked_before_any_work(digits, tmp_path):
         config = _attacks(section)
         config["learned"][section] |= changes
         with pytest.raises(ValueError, match=message):
-            run.Run(config, tmp_path / "refused", images)
+            pipeline.Run(config, tmp_path / "refused", images)
         # Neither where it is not trained.
         for other in (_attacks("hag"), _attacks(section, task="train_hash")):
-            run.Run(other | {"learned": config["learned"]}, tmp_path / "run", images)
+            pipeline.Run(other | {"learned": config["learned"]}, tmp_path / "run", images)
     assert not (tmp_path / "refused").exists()
 
 
@@ -478,14 +479,14 @@ def test_packed_images_are_not_augmented(digits, tmp_path):
     config = defenses_config.get_config("smoke").to_dict()
     config["defenses"]["cgat"]["augment"] = True
     with pytest.raises(ValueError, match="defenses.cgat.augment cannot be True for packed images"):
-        run.Run(config, tmp_path, dataclasses.replace(data, train=stored))
+        pipeline.Run(config, tmp_path, dataclasses.replace(data, train=stored))
 
 
 def test_options_of_another_defence_are_refused(tmp_path):
     config = demo.get_config("smoke").to_dict()
     config["defenses"]["hardened"]["name"] = "cgat"
     with pytest.raises(ValueError, match="defenses.hardened.options has no 'loss'; it takes"):
-        run.Run(config, tmp_path)
+        pipeline.Run(config, tmp_path)
 
 
 def test_weights_are_known_by_what_is_in_them(tmp_path):
@@ -499,7 +500,7 @@ def test_weights_are_known_by_what_is_in_them(tmp_path):
     for weights in ("", str(second)):
         config = demo.get_config("smoke").to_dict()
         config["model"]["weights"] = weights
-        identities.append(run.Run(config, tmp_path / "run").identity)
+        identities.append(pipeline.Run(config, tmp_path / "run").identity)
     assert identities[0] == identities[1]
     with pytest.raises(ValueError, match="expected a file of weights, got .*first.npz, which does"):
         stages.weights_digest(str(first), tmp_path)
@@ -517,7 +518,7 @@ def test_the_discriminator_learns_at_the_rates_of_its_steps():
         "optimizer": {"name": "sgd"},
         "options": {"discriminator_every": 3},
     }
-    optimizer = stages.make_discriminator_optimizer(stage, 5)
+    optimizer = parts.make_discriminator_optimizer(stage, 5)
     one = np.float32(1)
     state, rates = optimizer.init(one), []
     for _ in range(8):
@@ -583,7 +584,7 @@ def test_a_model_is_not_judged_with_other_data_or_settings(smoke, changes, messa
     targets = (workdir / "targets.npz").read_bytes()
     try:
         with pytest.raises(ValueError, match=message):
-            tasks.run(config.to_dict(), workdir)
+            pipeline.run(config.to_dict(), workdir)
     finally:
         (workdir / "targets.npz").write_bytes(targets)
     assert (workdir / "config.json").read_text() == before
@@ -593,5 +594,5 @@ def test_a_model_that_is_not_trained_is_named(tmp_path):
     config = demo.get_config("smoke")
     config.task = "evaluate"
     with pytest.raises(ValueError, match="'pretrained' is not trained: .* holds nothing; run the"):
-        tasks.run(config.to_dict(), tmp_path)
+        pipeline.run(config.to_dict(), tmp_path)
     assert not (tmp_path / "models").exists()

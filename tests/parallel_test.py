@@ -76,11 +76,11 @@ def test_join_rows_in_one_process_is_what_it_has():
     np.testing.assert_array_equal(joined, have)
 
 
-def test_pmap_update_worked_by_hand():
+def test_map_update_worked_by_hand():
     # The rows 0 to 15 add up to 120, wherever they lie; their mean is 7.5.
     state = {"total": np.float32(1000), "rows": np.zeros(16, np.float32)}
     batch = parallel.shard_batch({"x": np.arange(16, dtype=np.float32)})
-    state, metrics = parallel.pmap_update(_update)(parallel.replicate(state), batch)
+    state, metrics = parallel.map_update(_update)(parallel.replicate(state), batch)
     assert parallel.replicas_agree((state, metrics))
     state = parallel.unreplicate(state)
     assert state["total"] == 1120
@@ -92,7 +92,7 @@ def test_a_mapped_update_consumes_its_state_and_nothing_of_the_caller():
     state = {"total": jnp.float32(1000), "rows": np.zeros(16, np.float32)}
     on_host = np.ones(16, np.float32)
     batch = parallel.shard_batch({"x": on_host})
-    mapped = parallel.pmap_update(_update)
+    mapped = parallel.map_update(_update)
     ends = []
     for _ in range(2):
         replicated = parallel.replicate(state)
@@ -107,7 +107,7 @@ def test_a_mapped_update_consumes_its_state_and_nothing_of_the_caller():
 
 def test_what_was_fetched_outlives_the_state():
     # A checkpoint is written in the background while the next update reuses the memory.
-    mapped = parallel.pmap_update(_update)
+    mapped = parallel.map_update(_update)
     batch = parallel.shard_batch({"x": np.ones(16, np.float32)})
     state = {"total": np.float32(0), "rows": np.zeros(16, np.float32)}
     replicated, _ = mapped(parallel.replicate(state), batch)

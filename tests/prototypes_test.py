@@ -275,7 +275,7 @@ def test_batch_that_cannot_be_shared_is_refused(batch_size):
 
 
 def _on_one_device(update):
-    """The update as `parallel.pmap_update` maps it, over the first device alone."""
+    """The update as `parallel.map_update` maps it, over the first device alone."""
     mapped = jax.pmap(
         functools.partial(update, axis_name=parallel.AXIS),
         axis_name=parallel.AXIS,
@@ -290,7 +290,7 @@ def _on_one_device(update):
 
 
 def _on_all_devices(update):
-    mapped = parallel.pmap_update(update)
+    mapped = parallel.map_update(update)
 
     def run(state, batch):
         state, metrics = mapped(parallel.replicate(state), parallel.shard_batch(batch))

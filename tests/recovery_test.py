@@ -24,8 +24,7 @@ from jax import lax
 
 from benchmarks import kill_and_resume
 from configs import demo
-from saat_jax import checkpoints, defenses, files, objectives, training
-from saat_jax.pipeline import tasks
+from saat_jax import checkpoints, defenses, files, objectives, pipeline, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS, BATCH_SIZE, WIDTH = 40, 16, 4096
@@ -58,7 +57,7 @@ def train(folder, *, delay=0.0, fail_at=None, evaluate=None):
         steps_per_epoch=10,
         num_epochs=NUM_STEPS // 10,
         schedule=lambda step: 1.0,
-        record={"identity": {}},
+        metadata={"identity": {}},
         evaluate=evaluate,
         evaluate_every=NUM_STEPS,
         log_every=3,
@@ -126,7 +125,7 @@ def test_one_flipped_bit_of_the_newest_state_is_noticed(tmp_path, caplog):
                 assert found.step == 1
                 chex.assert_trees_all_equal(found.state, _state(1))
             # A record of a state that cannot be read says nothing true.
-            assert saved.record() == {"step": 1, "seed": 1234}
+            assert saved.metadata() == {"step": 1, "seed": 1234}
     assert f"{tmp_path / 'latest' / '2'}: its checksums differ" in caplog.text
 
 
@@ -135,7 +134,7 @@ def test_a_changed_digit_of_the_newest_record_is_noticed(tmp_path, caplog):
     path = tmp_path / "latest" / "2" / "record" / "metadata"
     _flip(path, path.read_bytes().index(b"1234") + 3)
     with checkpoints.CheckpointFolder(tmp_path) as saved:
-        assert saved.record() == {"step": 1, "seed": 1234}
+        assert saved.metadata() == {"step": 1, "seed": 1234}
     assert "its checksums differ" in caplog.text
 
 
@@ -170,7 +169,7 @@ def test_damaged_target_labels_are_named(tmp_path):
     (tmp_path / "targets.npz").write_bytes(b"PK")
     message = r"targets\.npz cannot be read \(.*; delete it and start again"
     with pytest.raises(ValueError, match=message):
-        tasks.run(demo.get_config("smoke").to_dict(), tmp_path)
+        pipeline.run(demo.get_config("smoke").to_dict(), tmp_path)
 
 
 # --- a full disk ---
@@ -241,7 +240,7 @@ def test_a_run_without_room_says_what_to_do(tmp_path):
     config = demo.get_config("smoke").to_dict()
     message = f"{tmp_path / 'targets.npz'} cannot be written; .* run the same command again"
     with _no_file_longer_than(100), pytest.raises(OSError, match=message):
-        tasks.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

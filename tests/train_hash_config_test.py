@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import train_hash
-from saat_jax import networks, objectives
-from saat_jax.pipeline import tasks
+from saat_jax import networks, objectives, pipeline
+from saat_jax.pipeline import parts
 
 DATASETS = ("flickr25k", "nuswide", "coco", "lists")
 # SPEC 0, 2.1, 2.3, 3.1 and 7.1.
@@ -182,7 +182,7 @@ def test_a_run_takes_every_objective(tmp_path, name):
         (tmp_path / f"{split}_label.txt").write_text("1 0 0\n0 1 1\n0 1 0\n0 0 1\n")
     config = train_hash.get_config(f"lists,{name},convnet,8,prosgan")
     config.data.update(root=str(tmp_path), image_size=8)
-    run = tasks.Run(config.to_dict(), tmp_path / "run")
-    state = run.first_objective_state(run.data.train.labels)
+    run = pipeline.Run(config.to_dict(), tmp_path / "run")
+    state = parts.first_objective_state(run.objective, run.config, run.data.train.labels)
     if name in ("dph", "dpsh", "hashnet", "hswd"):
         np.testing.assert_array_equal(state.bank.labels, run.data.train.labels)

@@ -23,7 +23,7 @@ from tests import golden
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 8, 5
 NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH
-RECORD = {"identity": {"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 0}}
+METADATA = {"identity": {"model": {"num_bits": 8, "widths": [4, 8]}, "seed": 0}}
 BATCH = {"image": np.zeros((8, 1))}
 
 
@@ -189,7 +189,7 @@ def _toy_train(folder, update=_toy_update, *, state=None, batches_from=None, **c
         "steps_per_epoch": 5,
         "num_epochs": 2,
         "schedule": lambda step: 1 / (1 + step),
-        "record": RECORD,
+        "metadata": METADATA,
         "log_every": 3,
         "checkpoint_every": 4,
         "progress": False,
@@ -234,9 +234,9 @@ def test_evaluations_choose_the_best_checkpoint(tmp_path):
         best, latest = saved.restore(best=True), saved.restore()
     assert best.step == 10 and best.state["params"]["w"] == 10
     assert latest.step == 25
-    expected = RECORD | {"best_map": 0.4, "num_steps": 25, "pending": []}
-    assert best.record == expected | {"step": 10}
-    assert latest.record == expected | {"step": 25}
+    expected = METADATA | {"best_map": 0.4, "num_steps": 25, "pending": []}
+    assert best.metadata == expected | {"step": 10}
+    assert latest.metadata == expected | {"step": 25}
 
 
 @pytest.mark.parametrize(("bad_step", "steps"), [(0, "1 and 3"), (6, "6 and 8"), (9, "9 and 10")])
@@ -282,11 +282,11 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, identity, message):
     _toy_train(tmp_path)
     lines = _lines(tmp_path)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path} was made with {message}")):
-        _toy_train(tmp_path, record={"identity": identity})
+        _toy_train(tmp_path, metadata={"identity": identity})
     assert _lines(tmp_path) == lines
     # A tuple is the list that JSON makes of it.
     same = {"model": {"num_bits": 8, "widths": (4, 8)}, "seed": 0}
-    assert _toy_train(tmp_path, record={"identity": same}).step == 10
+    assert _toy_train(tmp_path, metadata={"identity": same}).step == 10
 
 
 def test_another_network_in_the_same_folder_is_refused_by_its_setting(tmp_path):
@@ -294,7 +294,7 @@ def test_another_network_in_the_same_folder_is_refused_by_its_setting(tmp_path):
     state = _toy_state().replace(params={"w": np.zeros(3, np.float32), "b": np.float32(0)})
     identity = {"model": {"num_bits": 16, "widths": [4, 8]}, "seed": 0}
     with pytest.raises(ValueError, match=r"was made with model.num_bits = 8, this run has 16"):
-        _toy_train(tmp_path, state=state, record={"identity": identity})
+        _toy_train(tmp_path, state=state, metadata={"identity": identity})
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
@@ -373,7 +373,7 @@ def small_run(folder, *, delay=0.0, fail_at=None):
         steps_per_epoch=STEPS_PER_EPOCH,
         num_epochs=NUM_EPOCHS,
         schedule=schedule,
-        record=RECORD,
+        metadata=METADATA,
         evaluate=evaluate,
         evaluate_every=2,
         log_every=3,

@@ -13,7 +13,7 @@ import jax
 from configs import reproduce as cells
 from launch.reproduce.grid import GridModel, Measurement
 from saat_jax import files, generative, networks, training
-from saat_jax.pipeline.run import Config, decisive
+from saat_jax.pipeline.parts import Config, decisive
 
 # Queries, database and training images of both papers, for the estimate of the cost.
 _SIZES = {

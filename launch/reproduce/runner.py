@@ -10,9 +10,8 @@ from typing import Any
 import jax
 
 from launch.reproduce.plan import Config, Job, PlanItem, attacks_of, cost, is_done, mark_done
-from saat_jax import reports
-from saat_jax.pipeline import stages, tasks
-from saat_jax.pipeline.run import Run, load_data
+from saat_jax import pipeline, reports
+from saat_jax.pipeline import Run
 
 
 class Runner:
@@ -28,18 +27,19 @@ class Runner:
         self._data: tuple[str, Any] | None = None
 
     def __call__(self, item: PlanItem) -> None:
-        """Does a item's work, unless it is done."""
-        if item.action == "transfer":
-            tasks.transfer(self._transfer_run(item))
-            return
-        run = self._run(item)
-        if item.action == "train":
-            stages.train_hash(run)
-        elif item.action == "harden":
-            stages.harden(run, item.form)
-        else:
-            tasks.judge(run, item.form, item.attacks)
-            reports.write_report(run.workdir)
+        """Does an item's work, unless it is done."""
+        with pipeline.locked(self.job.folder(item.run_name)):
+            if item.action == "transfer":
+                pipeline.transfer(self._transfer_run(item))
+                return
+            run = self._run(item)
+            if item.action == "train":
+                pipeline.train_hash(run)
+            elif item.action == "harden":
+                pipeline.harden(run, item.form)
+            else:
+                pipeline.judge(run, item.form, item.attacks)
+                reports.write_report(run.workdir)
 
     def _run(self, item: PlanItem) -> Run:
         if self._last is None or self._last[0] != item.run_name:
@@ -70,7 +70,7 @@ class Runner:
     def _with_data(self, config: Config, folder: pathlib.Path) -> Run:
         key = json.dumps([config["data"], config["seed"]])
         if self._data is None or self._data[0] != key:
-            self._data = key, load_data(config)
+            self._data = key, pipeline.load_data(config)
         return Run(config, folder, self._data[1])
 
 

@@ -1,7 +1,7 @@
 """Training updates: plain hashing, and adversarial training by SAAT, CgAT and ATRDH.
 
 Each `make_*_update` builds one pure per-device function
-`update(state, batch, *, axis_name) -> (state, metrics)`, which `parallel.pmap_update` maps over
+`update(state, batch, *, axis_name) -> (state, metrics)`, which `parallel.map_update` maps over
 devices. A batch is a dict of the device's rows:
 
     image  [rows, height, width, channels] float32 in [0, 1]

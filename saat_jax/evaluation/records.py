@@ -82,12 +82,25 @@ def attacker_knowledge(
     )
 
 
+def check_targets(
+    dataset: datasets.Dataset,
+    suite: Mapping[str, AttackSettings],
+    target_labels: np.ndarray | None,
+) -> np.ndarray:
+    """The target labels, all zero if there are none; ValueError if a targeted attack needs them."""
+    if target_labels is not None:
+        return target_labels
+    if targeted := [name for name, attack in suite.items() if attack.targeted]:
+        raise ValueError(f"attack {targeted[0]!r} is targeted and needs target_labels, got None")
+    return np.zeros_like(dataset.query.labels)
+
+
 def evaluate(
     encode_fn: networks.EncodeFn,
     variables: chex.ArrayTree,
     dataset: datasets.Dataset,
     suite: Mapping[str, AttackSettings],
-    target_labels: np.ndarray,
+    target_labels: np.ndarray | None,
     *,
     protocol: Protocol,
     folder: str | pathlib.Path,
@@ -108,7 +121,8 @@ def evaluate(
         variables: what `encode_fn` needs.
         dataset: gives train (the code bank), query and database.
         suite: the attacks by the name of their record.
-        target_labels: `[num_queries, num_classes]`, one draw for all targeted attacks.
+        target_labels: `[num_queries, num_classes]`, one draw for all targeted attacks; None if
+            there is none for some query, and no attack of the suite is targeted.
         protocol: how to measure.
         folder: where the records go; its name is the model's.
         identity: what made the model, in JSON's types; part of each record's identity.
@@ -125,9 +139,11 @@ def evaluate(
         ArithmeticError: if an attacked image left the ball or [0, 1], or a code is not finite.
         OSError: if a record cannot be written, as on a full disk.
         ValueError: if an image cannot be read, a record is no JSON, or an attack lacks the network
-            trained for it.
+            trained for it, or its target labels.
     """
     folder = pathlib.Path(folder)
+    has_targets = target_labels is not None
+    target_labels = check_targets(dataset, suite, target_labels)
     common = {"model": folder.name, **circumstances(dataset, protocol)}
     # Hashed once: what all records share.
     shared = {
@@ -183,14 +199,16 @@ def evaluate(
             dataset.query, rows, image_size=dataset.image_size, resize=dataset.resize
         )
         metrics, curves = _score(protocol, known, codes, targeted=False)
-        target_metrics, target_curves = _score(protocol, known, codes, targeted=True)
-        curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
+        if has_targets:
+            target_metrics, target_curves = _score(protocol, known, codes, targeted=True)
+            metrics |= target_metrics
+            curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
         store(
             "benign",
             codes,
             images,
             targeted=False,
-            metrics=metrics | target_metrics,
+            metrics=metrics,
             curves=curves,
             perturbation=None,
             settings=None,

@@ -16,6 +16,7 @@ from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.records import (
     attacker_knowledge,
     batches_from,
+    check_targets,
     circumstances,
     map_of,
     metric_of,
@@ -26,7 +27,7 @@ def transfer(
     models: Mapping[str, Encoder],
     dataset: datasets.Dataset,
     suite: Mapping[str, AttackSettings],
-    target_labels: np.ndarray,
+    target_labels: np.ndarray | None,
     *,
     protocol: Protocol,
     folder: str | pathlib.Path,
@@ -45,7 +46,7 @@ def transfer(
         models: the models by name; their codes may differ in length.
         dataset: as of `evaluate`, the same for all models.
         suite: the attacks by the name of their matrix.
-        target_labels: `[num_queries, num_classes]`, one draw for all.
+        target_labels: `[num_queries, num_classes]`, one draw for all; None as of `evaluate`.
         protocol: how to measure.
         folder: where the matrices go.
         identities: what made each model.
@@ -63,6 +64,7 @@ def transfer(
         ProS-GAN, Tables 3 and 5 to 7.
     """
     folder = pathlib.Path(folder)
+    target_labels = check_targets(dataset, suite, target_labels)
     known = {
         name: attacker_knowledge(
             *model,

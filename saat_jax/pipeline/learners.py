@@ -1,12 +1,11 @@
 """The networks that attacks learn for a model: PrototypeNets, ProS-GAN's generator."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from saat_jax import (
     checkpoints,
@@ -18,20 +17,23 @@ from saat_jax import (
     networks,
     objectives,
     prototypes,
+    training,
 )
-from saat_jax.pipeline.run import Config, Model, Run, decisive, make_gan, make_optimizer
+from saat_jax.pipeline import parts
+from saat_jax.pipeline.parts import Config, decisive
+from saat_jax.pipeline.runs import Run, TrainedModel
 from saat_jax.pipeline.stages import train_batches, train_stage
 
 
 def learn_attacks(
-    run: Run, name: str, model: Model, suite: Mapping[str, evaluation.AttackSettings]
+    run: Run, name: str, model: TrainedModel, suite: Mapping[str, evaluation.AttackSettings]
 ) -> dict[str, evaluation.Learned]:
     """Trains what the attacks of a suite need to know of a model: PrototypeNet, generator.
 
     Args:
         run: gives the data and config.learned.
         name: of the model.
-        model: as `run.load_model` returned it.
+        model: as `Run.load_model` returned it.
         suite: the attacks by name.
 
     Returns:
@@ -46,13 +48,24 @@ def learn_attacks(
     }
 
 
+class _PrototypeNet(NamedTuple):
+    """A PrototypeNet trained on a model's codes, and what made it."""
+
+    net: prototypes.ThaPrototypeNet
+    params: Any
+    identity: Config
+
+    def semantics_and_codes(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What ProS-GAN's generator reads, and the codes in {-1, +1} that it aims at."""
+        known: Any = prototypes.encode_labels(self.net, self.params, labels)
+        return np.asarray(known.semantics), np.asarray(hamming.binarize(known.soft_codes))
+
+
 def _learn_prototypes(
-    run: Run, name: str, model: Model, stage_name: str, net_name: str
-) -> tuple[prototypes.ThaPrototypeNet, Any, Config]:
-    """A PrototypeNet trained on a model's codes: (network, parameters, identity)."""
-    stage, data = run.config["learned"][stage_name], run.data
-    encode_fn, variables, found = model
-    folder = run.workdir / "learned" / name / stage_name
+    run: Run, name: str, model: TrainedModel, section: str, net_name: str
+) -> _PrototypeNet:
+    stage, data = run.config["learned"][section], run.data
+    folder = run.workdir / "learned" / name / section
     net = prototypes.create_prototype_net(
         net_name,
         num_bits=run.config["model"]["num_bits"],
@@ -62,13 +75,13 @@ def _learn_prototypes(
     num_steps = stage["num_epochs"] * stage["steps_per_epoch"]
     identity = {
         **run.identity,
-        "attacked": found.record["identity"],
-        "step": found.step,
+        "attacked": model.checkpoint.metadata["identity"],
+        "step": model.checkpoint.step,
         "learned": decisive(stage),
     }
 
     def make_state(optimizer: Any) -> prototypes.PrototypeState:
-        codes = run.encode(encode_fn, variables, data.train)
+        codes = run.encode(model.encode_fn, model.variables, data.train)
         bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
         rng = jax.random.key(run.config["seed"])
         return prototypes.init_prototype_state(net, optimizer, bank, rng)
@@ -91,19 +104,19 @@ def _learn_prototypes(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
-        record={"identity": identity},
+        metadata={"identity": identity},
     )
-    return net, _trained(folder).state["params"], identity
+    return _PrototypeNet(net, _trained(folder).state["params"], identity)
 
 
 def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
-    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
+    with training.open_checkpoints(folder) as saved:
         found = saved.restore()
     assert found is not None, f"{folder} was trained just now"
     return found
 
 
-def _learn_tha(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
+def _learn_tha(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
     net, params, identity = _learn_prototypes(run, name, model, section, "tha")
 
     def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
@@ -113,70 +126,44 @@ def _learn_tha(run: Run, name: str, model: Model, section: str) -> evaluation.Le
     return evaluation.Learned(target_codes, identity)
 
 
+class _Targets(NamedTuple):
+    """The target labels that a generator's training may draw, and what PrototypeNet makes of them.
+
+    Named as the arrays of a batch.
+    """
+
+    target_label: np.ndarray
+    semantics: np.ndarray
+    target_code: np.ndarray
+
+
+def _aimed_batches(
+    run: Run, stage: Config, targets: _Targets, start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a stage, each image with a target."""
+    for step, batch in enumerate(train_batches(run, stage, start_step), start_step):
+        # Drawn for the images of the step, whichever process has them.
+        rng = np.random.default_rng((run.config["seed"], step))
+        drawn: Any = rng.integers(len(targets.target_label), size=stage["batch_size"])
+        share = len(batch["index"])
+        rows = drawn[jax.process_index() * share :][:share]
+        yield batch | {name: values[rows] for name, values in targets._asdict().items()}
+
+
 def _scaled(encode_fn: networks.EncodeFn, scale: Any) -> networks.EncodeFn:
     """As the released ProS-GAN code sees a HashNet: with tanh's last scale of training."""
     return lambda variables, images, alpha: encode_fn(variables, images, alpha * scale)
 
 
-def _save_grid(path: pathlib.Path, images: np.ndarray, generated: np.ndarray) -> None:
-    """Three rows of images: as they are, as generated, and the change, eight times as strong."""
-    from PIL import Image
-
-    change = np.clip(0.5 + 8 * (generated - images), 0, 1)
-    rows = [np.concatenate(list(row), axis=1) for row in (images, generated, change)]
-    levels = np.round(255 * np.concatenate(rows)).astype(np.uint8)
-    with files.replacing(path) as temporary:
-        Image.fromarray(levels).save(temporary, format="png")
-
-
-def make_discriminator_optimizer(
-    stage: Config, steps_per_epoch: int
-) -> optax.GradientTransformation:
-    """The optimizer of the steps, not all of an epoch, in which the discriminator learns."""
-    num_epochs, every = stage["num_epochs"], stage["options"]["discriminator_every"]
-    steps = range(num_epochs * steps_per_epoch)
-    _, optimizer = make_optimizer(
-        stage,
-        num_epochs=num_epochs,
-        steps_per_epoch=steps_per_epoch,
-        updates=[step for step in steps if step % steps_per_epoch % every == 0],
-    )
-    return optimizer
-
-
-def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluation.Learned:
-    """PrototypeNet first, then generator and discriminator."""
-    stage, data = run.config["learned"][section], run.data
-    net, prototype_params, made_from = _learn_prototypes(
-        run, name, model, "prosgan_prototypes", "prosgan"
-    )
-    encode_fn, variables, found = model
-    if stage["training_scale"]:
-        encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
-    folder = run.workdir / "learned" / name / section
-    generator, discriminator = make_gan(stage, data.num_classes)
-    steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
-    discriminator_optimizer = make_discriminator_optimizer(stage, steps_per_epoch)
-    identity = {**run.identity, "prototypes": made_from, "learned": decisive(stage)}
-
-    def semantics_and_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        known: Any = prototypes.encode_labels(net, prototype_params, labels)
-        return np.asarray(known.semantics), np.asarray(hamming.binarize(known.soft_codes))
-
-    # The targets that a batch may have, and what PrototypeNet makes of them.
-    targets = np.unique(data.database.labels, axis=0).astype(np.float32)
-    semantics, codes = semantics_and_codes(targets)
-    table = {"target_label": targets, "semantics": semantics, "target_code": codes}
-    seed = run.config["seed"]
-
-    def batches_from(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        for step, batch in enumerate(train_batches(run, stage, start_step), start_step):
-            # Drawn for the images of the step, whichever process has them.
-            rng = np.random.default_rng((seed, step))
-            drawn = rng.integers(len(targets), size=stage["batch_size"])
-            share = len(batch["index"])
-            rows = drawn[jax.process_index() * share :][:share]
-            yield batch | {name: values[rows] for name, values in table.items()}
+def _make_sampler(
+    run: Run,
+    encode_fn: networks.EncodeFn,
+    variables: Any,
+    generator: generative.Generator,
+    targets: _Targets,
+    folder: pathlib.Path,
+) -> Callable[[generative.GanState], dict[str, float]]:
+    """What measures a generator on a few queries, and leaves a picture of them in a folder."""
 
     def generate(params: Any, images: Any, semantics: Any) -> Any:
         return generative.generate(
@@ -194,20 +181,52 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
     encode, generate = jax.jit(encode_fn), jax.jit(generate)
 
     def sample(state: generative.GanState) -> dict[str, float]:
-        rows = np.arange(min(8, len(data.query)))
-        images = datasets.load_images(
-            data.query, rows, image_size=data.image_size, resize=data.resize
-        )
-        chosen = np.random.default_rng(seed).integers(len(targets), size=len(rows))
-        generated = np.asarray(generate(state.params["generator"], images, semantics[chosen]))
+        rows = np.arange(min(8, len(run.data.query)))
+        images = run.load_images(run.data.query, rows)
+        rng = np.random.default_rng(run.config["seed"])
+        chosen = rng.integers(len(targets.target_label), size=len(rows))
+        generated = generate(state.params["generator"], images, targets.semantics[chosen])
+        generated = np.asarray(generated)
         if jax.process_index() == 0:
-            _save_grid(folder / "samples" / f"step_{int(state.step):07d}.png", images, generated)
+            change = np.clip(0.5 + 8 * (generated - images), 0, 1)
+            save_grid(folder / f"step_{int(state.step):07d}.png", [images, generated, change])
         soft_codes = np.asarray(encode(variables, generated, 1.0))
         return {
-            "sample_agreement": float(np.mean(np.sign(soft_codes) * codes[chosen])),
+            "sample_agreement": float(np.mean(np.sign(soft_codes) * targets.target_code[chosen])),
             "sample_rms": float(np.sqrt(np.mean(np.square(generated - images)))),
         }
 
+    return sample
+
+
+def save_grid(path: pathlib.Path, rows: list[np.ndarray]) -> None:
+    """Writes rows of images as a PNG, each `[columns, height, width, 3]` in [0, 1]."""
+    from PIL import Image
+
+    lines = [np.concatenate(list(row), axis=1) for row in rows]
+    levels = np.round(255 * np.concatenate(lines)).astype(np.uint8)
+    with files.replacing(path) as temporary:
+        Image.fromarray(levels).save(temporary, format="png")
+
+
+def _learn_prosgan(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
+    """PrototypeNet first, then generator and discriminator."""
+    stage, data = run.config["learned"][section], run.data
+    prototype_net = _learn_prototypes(run, name, model, "prosgan_prototypes", "prosgan")
+    encode_fn, variables, found = model
+    if stage["training_scale"]:
+        encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
+    folder = run.workdir / "learned" / name / section
+    generator, discriminator = parts.make_gan(stage, data.num_classes)
+    steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
+    discriminator_optimizer = parts.make_discriminator_optimizer(stage, steps_per_epoch)
+    identity = {
+        **run.identity,
+        "prototypes": prototype_net.identity,
+        "learned": decisive(stage),
+    }
+    labels = np.unique(data.database.labels, axis=0).astype(np.float32)
+    targets = _Targets(labels, *prototype_net.semantics_and_codes(labels))
     train_stage(
         run,
         folder,
@@ -228,18 +247,20 @@ def _learn_prosgan(run: Run, name: str, model: Model, section: str) -> evaluatio
             optimizer,
             discriminator_optimizer,
             variables,
-            jax.random.key(seed),
+            jax.random.key(run.config["seed"]),
             image_size=data.image_size,
         ),
-        batches_from=batches_from,
-        record={"identity": identity},
-        evaluate=sample,
+        batches_from=lambda step: _aimed_batches(run, stage, targets, step),
+        metadata={"identity": identity},
+        evaluate=_make_sampler(run, encode_fn, variables, generator, targets, folder / "samples"),
     )
     params = jax.device_put(_trained(folder).state["params"]["generator"])
 
     def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
         return evaluation.TargetCodes(
-            *semantics_and_codes(labels), {"generator_params": params}, {"generator": generator}
+            *prototype_net.semantics_and_codes(labels),
+            {"generator_params": params},
+            {"generator": generator},
         )
 
     return evaluation.Learned(target_codes, identity)

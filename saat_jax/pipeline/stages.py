@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 from saat_jax import (
-    checkpoints,
     datasets,
     defenses,
     hamming,
@@ -20,19 +19,15 @@ from saat_jax import (
     objectives,
     training,
 )
-from saat_jax.pipeline.run import (
-    Config,
-    Run,
-    decisive,
-    look_up,
-    make_optimizer,
-)
+from saat_jax.pipeline import parts
+from saat_jax.pipeline.parts import Config, decisive
+from saat_jax.pipeline.runs import Run
 
 
-def _latest_record(folder: pathlib.Path) -> Config | None:
-    """The record of the newest checkpoint of what was trained in a folder; None for none."""
-    with checkpoints.CheckpointFolder(folder / "checkpoints", read_only=True) as saved:
-        return saved.record()
+def _latest_metadata(folder: pathlib.Path) -> Config | None:
+    """That of the newest checkpoint of what was trained in a folder; None for none."""
+    with training.open_checkpoints(folder) as saved:
+        return saved.metadata()
 
 
 def train_stage(
@@ -44,19 +39,19 @@ def train_stage(
     make_update: Callable[[optax.GradientTransformation], Any],
     make_state: Callable[[optax.GradientTransformation], training.State],
     batches_from: Callable[[int], Any],
-    record: Config,
+    metadata: Config,
     evaluate: Callable[[training.State], dict[str, float]] | None = None,
 ) -> None:
     """Trains to the end of a stage in a folder, unless that is done."""
     title = str(folder.relative_to(run.workdir))
     num_steps = steps_per_epoch * stage["num_epochs"]
-    if (latest := _latest_record(folder)) is not None:
-        training.check_identity(latest["identity"], record["identity"], folder)
+    if (latest := _latest_metadata(folder)) is not None:
+        training.check_identity(latest["identity"], metadata["identity"], folder)
         if latest["step"] == num_steps:
             print(f"{title}: trained already, {num_steps} steps")
             return
     run.accept()
-    schedule, optimizer = make_optimizer(
+    schedule, optimizer = parts.make_optimizer(
         stage, num_epochs=stage["num_epochs"], steps_per_epoch=steps_per_epoch
     )
     training.train(
@@ -67,13 +62,15 @@ def train_stage(
         steps_per_epoch=steps_per_epoch,
         num_epochs=stage["num_epochs"],
         schedule=schedule,
-        record=record,
+        metadata=metadata,
         evaluate=evaluate,
         evaluate_every=stage.get("evaluate_every", 1),
         log_every=stage["log_every"],
         checkpoint_every=stage["checkpoint_every"],
         title=title,
-        donate=run.config["donate"],
+        donate=run.config.get("donate", True),
+        mapping=run.config.get("mapping", "pmap"),
+        profile=run.config.get("profile", ()),
     )
 
 
@@ -122,7 +119,7 @@ def _train_hashing_network(
         make_update=functools.partial(make_update, model, run.objective),
         make_state=make_state,
         batches_from=functools.partial(train_batches, run, stage),
-        record={
+        metadata={
             "model": run.config["model"],
             "classes": list(data.class_names),
             "identity": run.identity | made_from,
@@ -149,7 +146,7 @@ def weights_digest(weights: str, folder: pathlib.Path) -> str:
     path = pathlib.Path(weights)
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    latest = _latest_record(folder)
+    latest = _latest_metadata(folder)
     if latest is None or latest["step"] < latest["num_steps"]:
         raise ValueError(f"expected a file of weights, got {weights}, which does not exist")
     return latest["identity"]["weights"]
@@ -158,7 +155,7 @@ def weights_digest(weights: str, folder: pathlib.Path) -> str:
 def train_hash(run: Run) -> None:
     """Trains the hashing network: model "pretrained"."""
     config, data = run.config, run.data
-    model, weights = run.network(config["model"]), config["model"]["weights"]
+    model, weights = parts.make_network(config["model"]), config["model"]["weights"]
     made_from = {
         "pretrain": decisive(config["pretrain"]),
         # Its path says nothing of what is in it.
@@ -172,7 +169,7 @@ def train_hash(run: Run) -> None:
         if weights:
             variables, report = networks.load_torch_weights(variables, weights)
             print(f"weights: loaded {len(report.loaded)} tensors, {report}")
-        state = run.first_objective_state(data.train.labels)
+        state = parts.first_objective_state(run.objective, config, data.train.labels)
         return defenses.init_state(variables, optimizer, state)
 
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
@@ -209,7 +206,7 @@ def harden(run: Run, name: str) -> None:
     config, data = run.config, run.data
     encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defenses"][name]
-    model = run.network(config["model"])
+    model = parts.make_network(config["model"])
 
     def make_state(optimizer: Any) -> defenses.TrainState:
         codes = (
@@ -234,11 +231,11 @@ def harden(run: Run, name: str) -> None:
         )
 
     update = functools.partial(
-        look_up(defenses.DEFENSES, stage["name"], "defence"),
+        defenses.DEFENSES[stage["name"]],
         seed=config["seed"],
         **stage["options"],
     )
     # The step tells the best checkpoint from the latest.
-    start = {**pretrained.record["identity"], "step": pretrained.step}
+    start = {**pretrained.metadata["identity"], "step": pretrained.step}
     made_from = {"pretrained": start, "defense": decisive(stage)}
     _train_hashing_network(run, name, stage, model, update, make_state, made_from)

@@ -1,25 +1,17 @@
-"""The tasks a config may name: config in, files of a run out (see `pipeline.run`)."""
+"""The tasks that a config may name: config in, files of a run out."""
 
-import functools
 import pathlib
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import jax
 
-from saat_jax import defenses, evaluation, reports
+from saat_jax import datasets, defenses, evaluation, options, parallel, reports, training
+from saat_jax.pipeline import codes, stages, validation
 from saat_jax.pipeline.learners import learn_attacks
-from saat_jax.pipeline.run import Config, Run, look_up
-from saat_jax.pipeline.stages import harden, train_hash
-
-
-def train_defenses(run: Run, *, kind: str | None = None) -> None:
-    """Trains every defence of the config, or those of one kind."""
-    kinds = {name: stage["name"] for name, stage in run.config["defenses"].items()}
-    wanted = [name for name, found in kinds.items() if kind in (None, found)]
-    if not wanted:
-        raise ValueError(f"config.defenses has no {kind or 'defence'}, it has {kinds}; add one")
-    for name in wanted:
-        harden(run, name)
+from saat_jax.pipeline.parts import Config
+from saat_jax.pipeline.runs import Run
+from saat_jax.pipeline.workdir import check_workdir, locked
 
 
 def judge(
@@ -27,17 +19,17 @@ def judge(
 ) -> None:
     """Judges one model without an attack and under every attack of the run, or some of them."""
     suite = {k: v for k, v in run.suite.items() if attacks is None or k in attacks}
-    model = encode_fn, variables, found = run.load_model(name)
+    model = run.load_model(name)
     run.accept()
     evaluation.evaluate(
-        encode_fn,
-        variables,
+        model.encode_fn,
+        model.variables,
         run.data,
         suite,
-        run.target_labels,
+        run.targets_of(suite),
         protocol=run.protocol,
         folder=run.workdir / "records" / name,
-        identity={"record": found.record["identity"], "step": found.step},
+        identity=model.identity,
         batch_size=run.config["evaluation"]["batch_size"],
         learned=learn_attacks(run, name, model, suite),
         num_examples=run.config["evaluation"]["num_examples"],
@@ -46,38 +38,12 @@ def judge(
     )
 
 
-def evaluate(run: Run, *, save_images: bool = False) -> None:
-    """Judges models without and under every attack of the config, and prints the table."""
-    names = ["pretrained", *run.config["defenses"]]
-    trained = [name for name in names if run.folder(name).is_dir()]
-    for name in run.config["evaluation"]["models"] or trained or ["pretrained"]:
-        judge(run, name, save_images=save_images)
-    show_report(run.workdir)
-
-
-def attack(run: Run) -> None:
-    """As `evaluate`, and writes every adversarial image as PNG beside the records."""
-    evaluate(run, save_images=True)
-
-
 def show_report(workdir: pathlib.Path) -> None:
-    """Prints the table of the records made so far and writes the page."""
+    """Writes the page of the records made so far, and prints their table."""
     if jax.process_index() == 0:
+        page = reports.write_report(workdir)
         print(reports.terminal_tables(reports.load_records(workdir)))
-        print(f"report: {reports.write_report(workdir)}")
-
-
-def chain(run: Run) -> None:
-    """Trains, hardens by every defence, and attacks each model."""
-    train_hash(run)
-    train_defenses(run)
-    evaluate(run)
-
-
-def compare_attacks(run: Run) -> None:
-    """Trains the hashing network, and judges it under every attack."""
-    train_hash(run)
-    evaluate(run)
+        print(f"report: {page}")
 
 
 def transfer(run: Run) -> None:
@@ -88,16 +54,17 @@ def transfer(run: Run) -> None:
     for place in run.config["transfer"]["models"]:
         workdir, _, name = place.rpartition(":")
         other = run.other(workdir)
-        model = encode_fn, variables, found = other.load_model(name)
-        models[place] = evaluation.Encoder(encode_fn, variables)
-        identities[place] = {"record": found.record["identity"], "step": found.step}
-        learned[place] = learn_attacks(other, name, model, other.suite)
+        model = other.load_model(name)
+        models[place] = evaluation.Encoder(model.encode_fn, model.variables)
+        identities[place] = model.identity
+        with locked(other.workdir):
+            learned[place] = learn_attacks(other, name, model, other.suite)
     run.accept()
     tables = evaluation.transfer(
         models,
         run.data,
         run.suite,
-        run.target_labels,
+        run.targets_of(run.suite),
         protocol=run.protocol,
         folder=run.workdir / "transfer",
         identities=identities,
@@ -106,31 +73,127 @@ def transfer(run: Run) -> None:
         progress=True,
     )
     if jax.process_index() == 0:
+        page = reports.write_report(run.workdir)
         for table in tables.values():
             print(reports.transfer_table(table))
-        print(f"report: {reports.write_report(run.workdir)}")
+        print(f"report: {page}")
 
 
-TASKS: dict[str, Callable[[Run], None]] = {
-    "train_hash": train_hash,
-    "harden": train_defenses,
-    **{f"train_{kind}": functools.partial(train_defenses, kind=kind) for kind in defenses.DEFENSES},
-    "evaluate": evaluate,
-    "attack": attack,
-    "compare_attacks": compare_attacks,
-    "chain": chain,
-    "transfer": transfer,
-}
+class Part(NamedTuple):
+    """A part of a task.
+
+    Attributes:
+        run: does it.
+        words: what is left of it, in words, to be told before it is begun.
+    """
+
+    run: Callable[[Run], None]
+    words: Callable[[Run], list[str]]
+
+
+def _training_words(run: Run, name: str, stage: Config) -> list[str]:
+    per_epoch = datasets.steps_per_epoch(run.data.train, stage["batch_size"])
+    left = per_epoch * stage["num_epochs"] - training.reached(run.folder(name))
+    if left <= 0:
+        return []
+    speed = training.last_speed(run.folder(name))
+    known = speed.get("devices") == parallel.describe_devices() and "step_ms" in speed
+    minutes = left * speed["step_ms"] / 60_000 if known else 0
+    return [f"train {name} {left} steps" + f" (about {minutes:.1f} minutes)" * known]
+
+
+def _defenses_of(run: Run, kind: str | None) -> list[str]:
+    kinds = {name: stage["name"] for name, stage in run.config["defenses"].items()}
+    wanted = [name for name, found in kinds.items() if kind in (None, found)]
+    if not wanted:
+        raise ValueError(f"config.defenses has no {kind or 'defence'}, it has {kinds}; add one")
+    return wanted
+
+
+def _hardening(kind: str | None = None) -> Part:
+    """Trains every defence of the config, or those of one kind."""
+
+    def harden_all(run: Run) -> None:
+        for name in _defenses_of(run, kind):
+            stages.harden(run, name)
+
+    def words(run: Run) -> list[str]:
+        defences = run.config["defenses"]
+        found = (_training_words(run, name, defences[name]) for name in _defenses_of(run, kind))
+        return [words for each in found for words in each]
+
+    return Part(harden_all, words)
+
+
+def _judging(*, save_images: bool = False) -> Part:
+    """Judges models without and under every attack of the config, and prints the table."""
+
+    def judge_all(run: Run) -> None:
+        names = ["pretrained", *run.config["defenses"]]
+        trained = [name for name in names if run.folder(name).is_dir()]
+        for name in run.config["evaluation"]["models"] or trained or ["pretrained"]:
+            judge(run, name, save_images=save_images)
+        show_report(run.workdir)
+
+    def words(run: Run) -> list[str]:
+        return [f"judge each model, attack it {len(run.suite)} x {len(run.data.query)} queries"]
+
+    return Part(judge_all, words)
+
+
+def _transfer_words(run: Run) -> list[str]:
+    count = len(run.config["transfer"]["models"])
+    return [f"attack {count} models {len(run.suite)} x {len(run.data.query)} queries"]
+
+
+TRAINING = Part(
+    stages.train_hash, lambda run: _training_words(run, "pretrained", run.config["pretrain"])
+)
+TASKS: options.Choices[tuple[Part, ...]] = options.Choices(
+    "task",
+    {
+        "train_hash": (TRAINING,),
+        "harden": (_hardening(),),
+        **{f"train_{kind}": (_hardening(kind),) for kind in defenses.DEFENSES},
+        "evaluate": (_judging(),),
+        "attack": (_judging(save_images=True),),
+        "compare_attacks": (TRAINING, _judging()),
+        "chain": (TRAINING, _hardening(), _judging()),
+        "transfer": (Part(transfer, _transfer_words),),
+        "encode": (Part(codes.encode, lambda run: ["encode images"]),),
+        "search": (Part(codes.search, lambda run: ["search codes"]),),
+        # Needs no data.
+        "report": (),
+    },
+)
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task: one of `TASKS`, or "report", which needs no data.
+    """Runs the config's task, one of `TASKS`.
+
+    What is finished in the folder is not done again, what was stopped goes on.
+
+    Args:
+        config: nested dicts, or an `ml_collections.ConfigDict` of them.
+        workdir: folder of the run, which no other program may use at the time.
 
     Raises:
-        ValueError: if there is no such task, or the config or its data are wrong.
+        training.Interrupted: after SIGTERM or Ctrl-C while training, with the state saved.
+        ArithmeticError: if training diverges, or an attack leaves its ball.
+        OSError: if a file cannot be written, as on a full disk.
+        ValueError: if the config, its data or a file of the folder is wrong, or the folder is in
+            use.
     """
-    if config["task"] == "report":
-        show_report(pathlib.Path(workdir).absolute())
-    else:
-        task = look_up({**TASKS, "report": None}, config["task"], "task")
-        task(Run(config, workdir))
+    config = validation.plain(config)
+    parts = TASKS.look_up(config["task"])
+    folder = check_workdir(workdir)
+    if not parts:
+        show_report(folder)
+        return
+    with jax.default_matmul_precision(config["precision"]), locked(folder):
+        made = Run(config, folder)
+        words = [words for part in parts for words in part.words(made)]
+        if jax.process_index() == 0:
+            print(f"running on {parallel.describe_devices()}: {'; '.join(words)}", flush=True)
+        for part in parts:
+            part.run(made)

@@ -1,17 +1,305 @@
-"""A config's settings checked before any work is done."""
+"""A config's settings checked before any work is done.
 
+`FIELDS` has the fields of every section, each with a check of its value: a section within, or a
+function of (place, value). Those marked "?" may be left out; beside "*" there may be others.
+"""
+
+import contextlib
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from saat_jax import evaluation
+from saat_jax import (
+    defenses,
+    evaluation,
+    generative,
+    networks,
+    objectives,
+    optimizers,
+    options,
+    parallel,
+    prototypes,
+)
+from saat_jax.pipeline import parts
+from saat_jax.pipeline.parts import Config
 
-Config = dict[str, Any]
+Check = Callable[[str, Any], None]
 # Attacks for which networks are trained, by sections of config.learned: that of the attack's name
 # or of its option `learned`, and these.
 LEARNERS: dict[str, tuple[str, ...]] = {"tha": (), "prosgan": ("prosgan_prototypes",)}
+
+
+def anything(place: str, value: Any) -> None:
+    """What another part checks later; the numbers in it must be in their ranges."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            anything(f"{place}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            anything(place, inner)
+    elif value is not None and not isinstance(value, bool):
+        allowed = options.range_of(place.rpartition(".")[2])
+        if allowed or isinstance(value, int | float):
+            number(place, value)
+
+
+def number(place: str, value: Any) -> None:
+    """A number within the range that its name has."""
+    allowed = options.range_of(place.rpartition(".")[2]) or options.Range()
+    if problem := allowed.problem(value):
+        raise ValueError(f"{place} {problem}")
+
+
+def _of_type(kind: type, words: str) -> Check:
+    def check(place: str, value: Any) -> None:
+        if not isinstance(value, kind):
+            raise ValueError(f"{place} must be {words}, got {options.shortened(repr(value))}")
+
+    return check
+
+
+flag = _of_type(bool, "True or False")
+text = _of_type(str, "a text")
+
+
+def texts(place: str, value: Any) -> None:
+    """A list of texts, not one text."""
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise ValueError(
+            f"{place} must be a tuple of texts such as ('hardened',), got "
+            f"{options.shortened(repr(value))}"
+        )
+
+
+def _steps(place: str, value: Any) -> None:
+    """Nothing, or the first and the last step of a range."""
+    counts = isinstance(value, list | tuple) and all(type(step) is int for step in value)
+    if not counts or not (len(value) == 0 or (len(value) == 2 and 1 <= value[0] <= value[1])):
+        raise ValueError(
+            f"{place} must be () or the first and the last step, such as (10, 20), got "
+            f"{options.shortened(repr(value))}"
+        )
+
+
+def one_of(choices: options.Choices[Any]) -> Check:
+    """One of the names of a table."""
+
+    def check(place: str, value: Any) -> None:
+        with naming(place):
+            choices.look_up(value)
+
+    return check
+
+
+def _words(kind: str, *names: str) -> Check:
+    return one_of(options.Choices(kind, dict.fromkeys(names)))
+
+
+def _named(kind: str, fields: Any, *reserved: str) -> Check:
+    """Any number of sections of one kind, whose names become those of files."""
+
+    def check(place: str, value: Any) -> None:
+        _of_type(Mapping, f"a section that names each {kind}")(place, value)
+        for name, inner in value.items():
+            options.check_name(kind, name)
+            if name in reserved:
+                raise ValueError(f"{place}.{name}: {name!r} has a meaning of its own; rename it")
+            check_fields(f"{place}.{name}", inner, fields)
+
+    return check
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Puts the place in a config before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+_TRAINING = {
+    "num_epochs": number,
+    "batch_size": number,
+    "accumulate?": number,
+    "schedule": {"name": one_of(optimizers.SCHEDULES), "learning_rate": number},
+    "optimizer": {
+        "name": one_of(optimizers.OPTIMIZERS),
+        "momentum?": number,
+        "beta1?": number,
+        "weight_decay?": number,
+    },
+    "log_every": number,
+    "checkpoint_every": number,
+}
+_HASHING = _TRAINING | {"augment?": flag, "evaluate_every?": number}
+_LEARNED = {
+    "prototypes": _TRAINING
+    | {"steps_per_epoch": number, "hidden_width": number, "options": anything},
+    "prosgan": _TRAINING
+    | {
+        "evaluate_every?": number,
+        "base_width": number,
+        "class_nodes": flag,
+        "sigmoid": flag,
+        "training_scale": flag,
+        "options": anything,
+    },
+}
+# Checked by the protocol itself; the run gives it the other two.
+_PROTOCOL = {
+    field.name + "?" * (field.default is not dataclasses.MISSING): anything
+    for field in dataclasses.fields(evaluation.Protocol)
+    if field.name not in ("seed", "precision")
+}
+FIELDS: dict[str, Any] = {
+    "task": text,
+    "seed": number,
+    "precision": text,
+    "donate?": flag,
+    "mapping?": one_of(parallel.MAPPINGS),
+    "profile?": _steps,
+    "data": {"source": text, "image_size": number, "remap?": texts, "*": anything},
+    "model": {"name": text, "num_bits": number, "weights": text, "*": anything},
+    "objective": {"name": text, "*": anything},
+    "pretrain": _HASHING,
+    "attacks": _named(
+        "attack",
+        {"attack": text, "targeted": flag, "epsilon": anything, "*": anything},
+        "benign",
+    ),
+    "defenses": _named(
+        "model",
+        _HASHING
+        | {
+            "name": text,
+            "first_bank": _words("first bank", "eval", "train"),
+            "options": anything,
+            "state?": anything,
+        },
+        "pretrained",
+    ),
+    "learned": _named("learned network", anything),
+    "transfer": {"models": texts},
+    "evaluation": {
+        "models": texts,
+        "checkpoint": _words("checkpoint", "latest", "best"),
+        "batch_size": number,
+        "protocol": _PROTOCOL,
+        "num_examples": number,
+    },
+    "encode?": {"model": text, "images": text},
+    "search?": {"model": text, "queries": text, "codes": text, "num_results": number},
+}
+
+
+def check_fields(place: str, value: Any, fields: Any) -> None:
+    """Checks a value of a config: a section by its fields, or by its check."""
+    if not isinstance(fields, Mapping):
+        return fields(place, value)
+    _of_type(Mapping, "a section of fields")(place or "the config", value)
+    known = {name.rstrip("?"): check for name, check in fields.items()}
+    names = sorted(known.keys() - {"*"})
+    if "*" not in known and (unknown := [name for name in value if name not in known]):
+        shown = options.shortened(unknown[0], 60)
+        raise ValueError(f"{place or 'the config'} has no field {shown!r}; it has {names}")
+    if lacking := [name for name in fields if name[-1] not in "?*" and name not in value]:
+        raise ValueError(f"{place or 'the config'} lacks {lacking[0]!r}; it has the fields {names}")
+    for name, inner in value.items():
+        check_fields(f"{place}.{name}".lstrip("."), inner, known.get(name, known.get("*")))
+
+
+class Settings(NamedTuple):
+    """A checked config, and what it describes.
+
+    Attributes:
+        config: as plain nested dicts.
+        suite: its attacks by name.
+        objective: its hashing objective.
+        protocol: how it measures.
+        learners: see `find_learners`.
+    """
+
+    config: Config
+    suite: dict[str, evaluation.AttackSettings]
+    objective: objectives.Objective
+    protocol: evaluation.Protocol
+    learners: dict[str, str]
+
+    @property
+    def stages(self) -> dict[str, Config]:
+        """The sections of what may be trained, by place in the config."""
+        config = self.config
+        return {
+            "pretrain": config["pretrain"],
+            **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
+            **{f"learned.{name}": config["learned"][name] for name in self.learners},
+        }
+
+
+def plain(config: Any) -> Config:
+    """A config as nested dicts, with a task at least."""
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    check_fields("", config, {"task": text, "*": lambda place, value: None})
+    return config
+
+
+def validate(config: Any) -> Settings:
+    """Checks all of a config that can be checked without its data.
+
+    Args:
+        config: nested dicts, or what has them as `to_dict()`.
+
+    Raises:
+        ValueError: naming the field that is wrong, what it is, and what it may be.
+    """
+    config = plain(config)
+    check_fields("", config, FIELDS)
+    suite = {}
+    for name, attack in config["attacks"].items():
+        with naming(f"attacks.{name}"):
+            suite[name] = evaluation.AttackSettings.create(**attack)
+    for name in config["evaluation"]["models"]:
+        options.check_name("model", name)
+    with naming("objective"):
+        objective = objectives.create_objective(**config["objective"])
+    with naming("evaluation.protocol"):
+        protocol = evaluation.Protocol(
+            **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
+        )
+    settings = Settings(config, suite, objective, protocol, find_learners(config, suite))
+    for name, kind in settings.learners.items():
+        fields = _LEARNED["prosgan" if kind == "prosgan" else "prototypes"]
+        check_fields(f"learned.{name}", config["learned"][name], fields)
+    devices = jax.device_count()
+    for place, stage in {**settings.stages, "evaluation": config["evaluation"]}.items():
+        if (rows := stage["batch_size"]) % devices:
+            raise ValueError(
+                f"{place}.batch_size must be a multiple of the {devices} devices, got {rows}"
+            )
+    _check_defenses(settings)
+    return settings
+
+
+def _check_defenses(settings: Settings) -> None:
+    with naming("model"):
+        model = parts.make_network(settings.config["model"])
+    for name, stage in settings.config["defenses"].items():
+        place = f"defenses.{name}"
+        with naming(place):
+            kind = options.Choices("defence", defenses.DEFENSES).look_up(stage["name"])
+        check_options(f"{place}.options", kind, stage["options"], supplied=("seed",))
+        check_options(
+            f"{place}.state", defenses.FIRST_STATES[stage["name"]], stage.get("state", {})
+        )
+        _, optimizer = parts.make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
+        with naming(f"{place}.options"):
+            kind(model, settings.objective, optimizer, seed=0, **stage["options"])
 
 
 def find_learners(config: Config, suite: Mapping[str, evaluation.AttackSettings]) -> dict[str, str]:
@@ -28,30 +316,76 @@ def find_learners(config: Config, suite: Mapping[str, evaluation.AttackSettings]
                     f"attack {attack.attack!r} needs the sections {absent} in config.learned; "
                     "configs/attacks.py has them"
                 )
-    # Tasks that attack nothing.
-    return {} if config["task"].startswith(("train", "harden")) else found
+    return found if attacks_something(config) else {}
 
 
-def check_options(place: str, function: Callable[..., Any], options: Config) -> None:
-    """Refuses options that a function does not take."""
+def attacks_something(config: Config) -> bool:
+    """Whether the task of a config attacks anything."""
+    return config["task"] in ("evaluate", "attack", "compare_attacks", "chain", "transfer")
+
+
+def check_options(
+    place: str, function: Callable[..., Any], given: Config, *, supplied: Collection[str] = ()
+) -> None:
+    """Refuses options that a function does not take, and asks for those that it needs.
+
+    Args:
+        place: of the options in the config.
+        function: takes them as keywords.
+        given: the options.
+        supplied: keywords that the run gives.
+    """
     parameters = inspect.signature(function).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(f"{place}.options has no {unknown[0]!r}; it takes {sorted(known)}")
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = {name: default for name, default in known.items() if name not in supplied}
+    needed = {name for name, default in known.items() if default is inspect.Parameter.empty}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"{place} has no {unknown[0]!r}; it takes {sorted(known)}")
+    if lacking := sorted(needed - given.keys()):
+        raise ValueError(f"{place} lacks {lacking[0]!r}; it takes {sorted(known)}")
 
 
-def check_numbers(sections: dict[str, Config]) -> None:
-    """Refuses counts that would fail only after hours of work."""
-    for section, values in sections.items():
-        for name, value in values.items():
-            counts = name.startswith("num_") or name.endswith(("_every", "_epoch"))
-            if (counts or name in ("batch_size", "accumulate")) and value < 1:
-                raise ValueError(f"{section}.{name} must be at least 1, got {value}")
-    devices = jax.device_count()
-    for section, values in sections.items():
-        if (rows := values["batch_size"]) % devices:
-            raise ValueError(
-                f"{section}.batch_size must be a multiple of the {devices} devices, got {rows}"
-            )
-    if (checkpoint := sections["evaluation"]["checkpoint"]) not in ("latest", "best"):
-        raise ValueError(f'evaluation.checkpoint must be "latest" or "best", got {checkpoint!r}')
+def check_data(settings: Settings, dataset: Any) -> None:
+    """Checks that a config suits its data.
+
+    Raises:
+        ValueError: naming the field that does not.
+    """
+    config, stages = settings.config, settings.stages
+    # One image's state tells whether bits and classes suit the objective.
+    state = parts.first_objective_state(settings.objective, config, dataset.train.labels[:1])
+    scaled = [place for place, stage in stages.items() if stage.get("training_scale")]
+    if state.scale is None and scaled:
+        raise ValueError(
+            f"{scaled[0]}.training_scale needs an objective with a tanh scale "
+            f"(hashnet, hswd), got {config['objective']['name']!r}; set it to False"
+        )
+    augmented = [place for place, stage in stages.items() if stage.get("augment")]
+    if augmented and not isinstance(dataset.train.images, np.ndarray | None):
+        raise ValueError(
+            f"{augmented[0]}.augment cannot be True for packed images, which come as packed; "
+            "set it to False, or use the lists"
+        )
+    for name, kind in settings.learners.items():
+        place, stage = f"learned.{name}", config["learned"][name]
+        if kind == "prosgan":
+            _check_gan(place, config, dataset)
+        else:
+            check_options(f"{place}.options", prototypes.prototype_loss, stage["options"])
+
+
+def _check_gan(place: str, config: Config, dataset: Any) -> None:
+    stage = config["learned"][place.partition(".")[2]]
+    supplied = ("steps_per_epoch",)
+    check_options(
+        f"{place}.options", generative.make_gan_update, stage["options"], supplied=supplied
+    )
+    _, optimizer = parts.make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
+    model = parts.make_network(config["model"])
+    with naming(place):
+        nets, pair = parts.make_gan(stage, dataset.num_classes), [optimizer] * 2
+        generative.make_gan_update(
+            *nets, networks.make_encode_fn(model), *pair, steps_per_epoch=1, **stage["options"]
+        )
+        first: Any = functools.partial(generative.init_state, image_size=dataset.image_size)
+        jax.eval_shape(lambda rng: first(*nets, *pair, {}, rng), jax.random.key(0))

@@ -1,0 +1,84 @@
+"""What the sections of a config describe: networks, schedules, optimizers, data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from saat_jax import datasets, generative, networks, objectives, optimizers
+
+# Plain nested dicts, as `configs/` make them.
+Config = dict[str, Any]
+
+
+def load_data(config: Config) -> datasets.Dataset:
+    """Reads and checks the data of a config."""
+    remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
+    return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
+
+
+def make_network(model: Config) -> nn.Module:
+    """The network of a "model" section."""
+    options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights")}
+    return networks.create_network(model["name"], num_bits=model["num_bits"], **options)
+
+
+def make_gan(
+    stage: Config, num_classes: int
+) -> tuple[generative.Generator, generative.Discriminator]:
+    """The generator and the discriminator of a section of config.learned."""
+    return generative.Generator(stage["base_width"]), generative.Discriminator(
+        num_classes,
+        class_nodes=stage["class_nodes"],
+        sigmoid=stage["sigmoid"],
+        base_width=stage["base_width"],
+    )
+
+
+def make_optimizer(
+    stage: Config, *, num_epochs: int, steps_per_epoch: int, updates: Sequence[int] | None = None
+) -> tuple[optimizers.Schedule, optax.GradientTransformation]:
+    """The learning rate by step, and the optimizer, of a training stage."""
+    schedule = optimizers.make_schedule(
+        **stage["schedule"], num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+    )
+    num_steps = num_epochs * steps_per_epoch
+    return schedule, optimizers.make_optimizer(
+        **stage["optimizer"],
+        schedule=schedule,
+        num_steps=num_steps,
+        accumulate=stage.get("accumulate", 1),
+        updates=updates,
+    )
+
+
+def make_discriminator_optimizer(
+    stage: Config, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The optimizer of the steps, not all of an epoch, in which the discriminator learns."""
+    num_epochs, every = stage["num_epochs"], stage["options"]["discriminator_every"]
+    steps = range(num_epochs * steps_per_epoch)
+    _, optimizer = make_optimizer(
+        stage,
+        num_epochs=num_epochs,
+        steps_per_epoch=steps_per_epoch,
+        updates=[step for step in steps if step % steps_per_epoch % every == 0],
+    )
+    return optimizer
+
+
+def decisive(stage: Config) -> Config:
+    """What of a stage decides its result, and so must stay the same for a run to go on."""
+    return {name: value for name, value in stage.items() if not name.endswith("_every")}
+
+
+def first_objective_state(
+    objective: objectives.Objective, config: Config, labels: np.ndarray
+) -> objectives.State:
+    """The objective's state before training on images with these labels."""
+    # A number that no update folds into the same seed: no step, nor its complement.
+    rng = jax.random.fold_in(jax.random.key(config["seed"]), 2**31)
+    return objective.init(rng, labels, config["model"]["num_bits"])
