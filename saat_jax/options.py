@@ -22,6 +22,7 @@ class Choices(dict[str, T]):
     Args:
         kind: what one of them is called in messages.
         entries: the first of them.
+        base: the class of which each is a subclass, if they are classes.
 
     Example:
         >>> fruits = Choices("fruit", {"apple": 1})
@@ -30,9 +31,10 @@ class Choices(dict[str, T]):
         2
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T]):
+    def __init__(self, kind: str, entries: Mapping[str, T], *, base: type | None = None):
         super().__init__(entries)
         self.kind = kind
+        self._base = base
 
     def look_up(self, name: str) -> T:
         """The entry of a name; ValueError lists the names if there is none."""
@@ -45,9 +47,15 @@ class Choices(dict[str, T]):
         """Adds an entry of one's own.
 
         Raises:
-            ValueError: if the name is taken, or is none that a file can have.
+            ValueError: if the name is taken or none that a file can have, or the entry none of
+                the kind.
         """
         check_name(self.kind, name)
+        if self._base and not (isinstance(entry, type) and issubclass(entry, self._base)):
+            raise ValueError(
+                f"the {self.kind} {name!r} must be a subclass of {self._base.__name__}, got "
+                f"{shortened(entry)}"
+            )
         if name in self:
             raise ValueError(f"there is a {self.kind} {name!r} already; choose another name")
         self[name] = entry

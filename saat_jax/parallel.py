@@ -12,7 +12,9 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -152,6 +154,54 @@ def _shard_map(update: Callable[..., Any], donated: tuple[int, ...]) -> Callable
 
 
 MAPPINGS = options.Choices("mapping", {"pmap": _pmap, "shard_map": _shard_map})
+
+
+def global_sum(tree: chex.ArrayTree, axis_name: str | None) -> chex.ArrayTree:
+    """Adds up every device's arrays, within an update; without an axis there is one device."""
+    return lax.psum(tree, axis_name) if axis_name else tree
+
+
+def all_rows(tree: chex.ArrayTree, axis_name: str | None) -> chex.ArrayTree:
+    """Joins the rows of all devices, within an update, in the order of the global batch."""
+    return lax.all_gather(tree, axis_name, tiled=True) if axis_name else tree
+
+
+def mean_shares(mask: Array, axis_name: str | None) -> Callable[[Any], Any]:
+    """How a device's `[rows]` losses count in their means over the real rows of all devices.
+
+    Args:
+        mask: `[rows]` 1 for real rows, 0 for padding.
+        axis_name: the mapped axis of the devices, if any.
+
+    Returns:
+        Maps losses, or a dict of them, to scalars, of which the sum over devices is the mean.
+    """
+    count = global_sum(jnp.sum(mask), axis_name)
+    return functools.partial(jax.tree.map, lambda losses: jnp.sum(losses * mask) / count)
+
+
+def batch_moments(
+    values: Array, mask: Array, axis_name: str | None = None
+) -> tuple[Array, Array, Array]:
+    """Mean, variance and unbiased variance of a batch, over all axes but the last.
+
+    Args:
+        values: `[rows, ..., channels]`.
+        mask: `[rows]` 1 for real rows, 0 for padding.
+        axis_name: the mapped axis of the devices, over whose rows to take them, if any.
+
+    Returns:
+        Three arrays `[channels]`.
+    """
+    weights = mask.reshape(-1, *(1,) * (values.ndim - 1))
+
+    def total(values: Array) -> Any:
+        return global_sum(jnp.sum(values * weights, tuple(range(values.ndim - 1))), axis_name)
+
+    count = jnp.maximum(total(jnp.ones_like(values[..., :1])), 1)
+    mean = total(values) / count
+    var = total(jnp.square(values - mean)) / count
+    return mean, var, var * count / jnp.maximum(count - 1, 1)
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:

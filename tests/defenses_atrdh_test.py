@@ -396,7 +396,12 @@ def test_golden_formula_atrdh_adv():
     # Row i has label i alone, and so have the bank rows that it is like.
     labels = np.float32(similar.T > 0)
     optimizer = optax.sgd(1.0)
-    nothing = DPH._replace(loss=lambda state, codes, labels, context: jnp.zeros(len(codes)))
+
+    class Nothing(objectives.Dph):
+        def loss(self, state, soft_codes, labels, context):
+            return jnp.zeros(len(soft_codes))
+
+    nothing = Nothing()
     state = defenses.init_atrdh_state(
         {"params": params},
         optimizer,

@@ -161,7 +161,7 @@ def test_every_family_hardens_and_is_attacked(name):
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg11_bn", "resnet18"])
 def test_real_networks_keep_the_shapes_of_their_state(name):
     # Traced, not run: VGG11 has 129 million parameters.
-    model, objective = networks.create_network(name, num_bits=NUM_BITS), objectives.make_dph()
+    model, objective = networks.create_network(name, num_bits=NUM_BITS), objectives.Dph()
     images = jax.ShapeDtypeStruct((16, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     batch = _batch(1) | {"image": images, "start": images}

@@ -6,10 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from saat_jax import objectives
-from tests import golden, reference
+from saat_jax import defenses, objectives
+from saat_jax import options as declared
+from tests import defenses_test, golden, reference
 
 WRAPS = [jax.jit, lambda function: function]
 NAMES = sorted(objectives.OBJECTIVES)
@@ -81,7 +83,7 @@ def test_update_state_feeds_the_running_statistics_without_padding():
 
 
 def test_next_forward_moves_the_scale_at_multiples_of_200():
-    state = objectives.make_hashnet().init(KEY, np.zeros((1, 1)), 1)
+    state = objectives.HashNet().init(KEY, np.zeros((1, 1)), 1)
     scales = []
     for forwards in (0, 197, 198, 199, 200, 398, 399):
         state, scale = objectives.next_forward(
@@ -198,6 +200,53 @@ def test_random_centers_leave_hadamard_codes_alone():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "num_classes", "num_bits", "options"),
+    [
+        ("csq", 100, 16, {"random_centers": True}),
+        ("csq", 2500, 64, {"random_centers": True}),
+        ("csq", 900, 12, {"random_centers": True}),
+        ("dpn", 924, 12, {}),
+        ("orthohash", 256, 8, {}),
+    ],
+)
+def test_no_two_classes_share_a_code(name, num_classes, num_bits, options):
+    init = objectives.create_objective(name, **options).init
+    codes = np.asarray(init(KEY, np.zeros((1, num_classes)), num_bits).class_codes)
+    assert codes.shape == (num_classes, num_bits) and np.all(np.abs(codes) == 1)
+    assert len(np.unique(codes, axis=0)) == num_classes
+    np.testing.assert_array_equal(
+        codes, init(KEY, np.zeros((1, num_classes)), num_bits).class_codes
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "num_bits", "num_codes"),
+    # Of four bits six codes are balanced, all of them among Hadamard's eight.
+    [("csq", 9, 4, 8), ("csq", 925, 12, 924), ("dpn", 7, 4, 6), ("orthohash", 17, 4, 16)],
+)
+def test_more_classes_than_codes_are_refused(name, num_classes, num_bits, num_codes):
+    options = {"random_centers": True} if name == "csq" else {}
+    objective = objectives.create_objective(name, **options)
+    with pytest.raises(ValueError, match=f"{num_bits} bits have {num_codes} codes .*higher"):
+        objective.init(KEY, np.zeros((1, num_classes)), num_bits)
+
+
+@pytest.mark.parametrize("distances", [[3, 3, 3], [1, 4, 4], [2, 3, 4], [3, 2, 4], [4, 4, 4]])
+def test_far_apart_means_every_pair_and_the_mean(distances):
+    # Three codes of eight bits: a first, and others that differ from it and from each other.
+    first = np.ones(8, np.float32)
+    a, b, c = distances
+    shared = (a + b - c) // 2
+    rows = [first, first.copy(), first.copy()]
+    rows[1][:a] = -1
+    rows[2][a - shared : a - shared + b] = -1
+    codes = np.array(rows)
+    found = [np.sum(codes[i] != codes[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    expected = min(found) > 2 and np.mean(found) >= 4
+    assert objectives.centers._far_apart(codes) == expected
+
+
 def test_class_centers_worked_by_hand():
     codes, tie_code = jnp.array([[1.0, 1], [1, -1]]), jnp.array([-1.0, 1])
     labels = jnp.array([[1.0, 0], [0, 1], [1, 1], [0, 0]])
@@ -233,6 +282,37 @@ def test_orthohash_worked_by_hand():
     loss = objectives.orthohash(soft_codes, labels, codebook, params, mask, margin=0.5, scale=2.0)
     # Logits 2 (1 - 0.5) and -2: log(1 + e^-3). The row without labels costs nothing.
     np.testing.assert_allclose(loss[:2], [np.log1p(np.exp(-3)), 0], rtol=1e-4)
+
+
+SOFT, PARAMS = jnp.zeros((4, 8)), {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+BANK = objectives.CodeBank(jnp.zeros((9, 8)), jnp.zeros((9, 3)))
+LABELS, MASK = jnp.zeros((4, 3)), jnp.ones(4)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function])
+@pytest.mark.parametrize(
+    ("loss", "arguments", "message"),
+    [
+        (objectives.csq, (SOFT, jnp.ones(8)), r"centers must .*rows=4, num_bits=8, got \(8,\)"),
+        (objectives.csq, (SOFT, jnp.ones((1, 8))), r"centers must .*got \(1, 8\)"),
+        (objectives.csq, (SOFT, SOFT > 0), "centers must be codes .*booleans"),
+        (objectives.dpn, (SOFT, jnp.ones((1, 8))), "centers must .*got"),
+        (objectives.dpn, (SOFT[0], jnp.ones((4, 8))), "soft_codes must .*got"),
+        (objectives.dph, (SOFT, LABELS[:1], BANK), r"labels must .*batch=4, got \(1, 3\)"),
+        (objectives.dph, (SOFT, LABELS[:, :2], BANK), "bank_labels must .*num_classes=2"),
+        (objectives.dpsh, (SOFT[:, :1], LABELS, BANK), "bank_codes must .*num_bits=1"),
+        (objectives.hashnet, (SOFT, LABELS, BANK, MASK[:1]), r"mask must .*batch=4, got \(1,\)"),
+        (objectives.sliced_wasserstein, (SOFT, SOFT[:1], MASK), "random_codes must .*batch=4"),
+        (objectives.class_centers, (LABELS, SOFT, SOFT[0]), "codes must .*num_classes=3"),
+        (objectives.class_centers, (LABELS, SOFT[:3], SOFT[0, :1]), "tie_code must .*num_bits=8"),
+        (objectives.orthohash, (SOFT, LABELS, SOFT, PARAMS, MASK), "codebook must .*classes=3"),
+    ],
+)
+def test_losses_refuse_shapes_that_would_be_broadcast(loss, arguments, message, wrap):
+    if loss is objectives.hashnet:
+        loss = functools.partial(loss, slope=1.0)
+    with pytest.raises(ValueError, match=message):
+        wrap(loss)(*arguments)
 
 
 # --- every objective ---
@@ -396,7 +476,7 @@ def test_hswd_draws_fresh_codes_for_every_key():
 
 
 def test_objectives_by_name():
-    assert objectives.OBJECTIVES["dph"] is objectives.make_dph
+    assert objectives.create_objective("dph") == objectives.Dph()
     assert objectives.create_objective("hashnet", scale_quirk=True).scale_quirk
     with pytest.raises(ValueError, match=r"unknown objective 'dhp'; expected one of \['csq'"):
         objectives.create_objective("dhp")
@@ -404,8 +484,10 @@ def test_objectives_by_name():
         ValueError, match=r"'csq' has no option 'eta'; it has \['quantization_weight'"
     ):
         objectives.create_objective("csq", eta=1.0)
-    with pytest.raises(ValueError, match='normalizer must be "bank" or "bits", got \'mean\''):
+    with pytest.raises(ValueError, match=r"'dpsh': unknown normalizer 'mean'.*\['bank', 'bits'\]"):
         objectives.create_objective("dpsh", normalizer="mean")
+    with pytest.raises(ValueError, match="'dpsh': eta must be a number of 0 or more, got nan"):
+        objectives.create_objective("dpsh", eta=float("nan"))
 
 
 # --- against the released code ---
@@ -564,7 +646,7 @@ def test_golden_formula_of_pairs(name, suffix, loss_fn):
 
 def test_golden_formula_hashnet_scale():
     formula = golden.formula("hashnet_scale")
-    state = objectives.make_hashnet().init(KEY, np.zeros((1, 1)), 1)
+    state = objectives.HashNet().init(KEY, np.zeros((1, 1)), 1)
     wanted = formula.inputs["n"]
 
     def forward(state, _):
@@ -630,3 +712,41 @@ def test_golden_formula_ortho_loss():
     _assert_loss_and_gradient(
         formula, lambda u: objectives.orthohash(u, labels, codebook, params, mask)
     )
+
+
+# --- an objective of one's own ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread(objectives.Objective):
+    """Pulls every code towards plus or minus its strength."""
+
+    strength: float = 1.0
+
+    def init(self, rng, labels, num_bits):
+        return objectives.State()
+
+    def loss(self, state, soft_codes, labels, context):
+        return jnp.mean(jnp.square(jnp.abs(soft_codes) - self.strength), axis=-1)
+
+
+def test_an_objective_from_outside_is_named_and_trained(monkeypatch):
+    table = objectives.OBJECTIVES
+    monkeypatch.setattr(objectives, "OBJECTIVES", declared.Choices("objective", table))
+    objectives.OBJECTIVES.register("spread", Spread)
+    objective = objectives.create_objective("spread", strength=0.5)
+    with pytest.raises(ValueError, match=r"objective 'spread' has no option 'eta'"):
+        objectives.create_objective("spread", eta=1.0)
+    with pytest.raises(ValueError, match="the objective 'mine' must be a subclass of Objective"):
+        table.register("mine", lambda: None)
+    model, optimizer = defenses_test.LinearNet(2), optax.sgd(0.5)
+    params = {"hash": {"kernel": jnp.ones((12, 2)) / 12, "bias": jnp.zeros(2)}}
+    state = defenses.init_state({"params": params}, optimizer, objective.init(KEY, LABELS, 2))
+    run = defenses_test._on_one_device(
+        defenses.make_hashing_update(model, objective, optimizer, seed=0)
+    )
+    losses = []
+    for _ in range(3):
+        state, metrics = run(state, defenses_test._batch(0, image_size=2))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > losses[1] > losses[2]

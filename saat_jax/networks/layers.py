@@ -190,17 +190,8 @@ class BatchNorm(nn.Module):
         if training is None:
             mean, var = running_mean.value, running_var.value
         else:
-            weights = training.mask.reshape(-1, *(1,) * (images.ndim - 1))
-
-            def total(values: Array) -> Array:
-                local = jnp.sum(values * weights, axis=tuple(range(images.ndim - 1)))
-                return lax.psum(local, training.axis_name) if training.axis_name else local
-
-            count = total(jnp.ones_like(images[..., :1]))
-            mean = total(images) / count
-            var = total(jnp.square(images - mean)) / count
+            mean, var, unbiased = parallel.batch_moments(images, training.mask, training.axis_name)
             if not self.is_initializing():
-                unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
         output = (images - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias

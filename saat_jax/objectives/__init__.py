@@ -14,29 +14,28 @@ published loss. They differentiate the soft codes and `state.params` and nothing
 Knows nothing of images or networks.
 """
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
+from saat_jax import options as declared_options
 from saat_jax.objectives.centers import (
+    Csq,
+    Dpn,
+    OrthoHash,
     class_centers,
     class_codes,
     csq,
     dpn,
     hadamard,
-    make_csq,
-    make_dpn,
-    make_orthohash,
     orthohash,
 )
 from saat_jax.objectives.pairwise import (
+    Dph,
+    Dpsh,
+    HashNet,
+    Hswd,
     dph,
     dpsh,
     hashnet,
-    make_dph,
-    make_dpsh,
-    make_hashnet,
-    make_hswd,
     sliced_wasserstein,
 )
 from saat_jax.objectives.state import (
@@ -46,6 +45,7 @@ from saat_jax.objectives.state import (
     State,
     init_bank,
     next_forward,
+    pair_likelihood,
     quantization,
     similarity,
     update_bank,
@@ -56,7 +56,14 @@ __all__ = [
     "OBJECTIVES",
     "CodeBank",
     "Context",
+    "Csq",
+    "Dph",
+    "Dpn",
+    "Dpsh",
+    "HashNet",
+    "Hswd",
     "Objective",
+    "OrthoHash",
     "State",
     "class_centers",
     "class_codes",
@@ -68,15 +75,9 @@ __all__ = [
     "hadamard",
     "hashnet",
     "init_bank",
-    "make_csq",
-    "make_dph",
-    "make_dpn",
-    "make_dpsh",
-    "make_hashnet",
-    "make_hswd",
-    "make_orthohash",
     "next_forward",
     "orthohash",
+    "pair_likelihood",
     "quantization",
     "similarity",
     "sliced_wasserstein",
@@ -84,16 +85,20 @@ __all__ = [
     "update_state",
 ]
 
-# The objectives a config may name; the keyword arguments are their options.
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "csq": make_csq,
-    "dph": make_dph,
-    "dpn": make_dpn,
-    "dpsh": make_dpsh,
-    "hashnet": make_hashnet,
-    "hswd": make_hswd,
-    "orthohash": make_orthohash,
-}
+# The objectives a config may name; their fields are their options.
+OBJECTIVES: declared_options.Choices[type[Objective]] = declared_options.Choices(
+    "objective",
+    {
+        "csq": Csq,
+        "dph": Dph,
+        "dpn": Dpn,
+        "dpsh": Dpsh,
+        "hashnet": HashNet,
+        "hswd": Hswd,
+        "orthohash": OrthoHash,
+    },
+    base=Objective,
+)
 
 
 def create_objective(name: str, **options: Any) -> Objective:
@@ -101,14 +106,17 @@ def create_objective(name: str, **options: Any) -> Objective:
 
     Args:
         name: a key of `OBJECTIVES`.
-        **options: keyword arguments of its function there.
+        **options: fields of its class there.
 
     Raises:
-        ValueError: if there is no such objective, or it has no such option.
+        ValueError: if there is no such objective, or it has no such option or value of one.
+
+    Example:
+        >>> create_objective("dpn", margin=0.5)
+        Dpn(margin=0.5)
+        >>> create_objective("csq", eta=1.0)
+        Traceback (most recent call last):
+        ValueError: objective 'csq' has no option 'eta'; it has ['quantization_weight', ...
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; expected one of {sorted(OBJECTIVES)}")
-    known = sorted(inspect.signature(OBJECTIVES[name]).parameters)
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"objective {name!r} has no option {unknown[0]!r}; it has {known}")
-    return OBJECTIVES[name](**options)
+    made = OBJECTIVES.look_up(name)
+    return declared_options.create(made, f"objective {name!r}", options)

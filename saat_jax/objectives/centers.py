@@ -4,18 +4,22 @@ Labels may be multi-hot or one-hot. Of a one-hot label every formula here is the
 released code keeps for data sets with a single label.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from saat_jax import hamming, options, parallel
 from saat_jax.objectives.state import (
     BATCH_NORM_EPSILON,
     ArrayLike,
     Context,
     Objective,
     State,
-    batch_moments,
     init_bank,
 )
 
@@ -26,20 +30,89 @@ def hadamard(order: int) -> np.ndarray:
     """Sylvester's Hadamard matrix: rows that differ in half of their bits. `[order, order]` ±1
 
     Raises:
-        ValueError: if `order` is not a power of two.
+        ValueError: if `order` is not a power of two, or above 2^16.
+
+    Example:
+        >>> hadamard(2).tolist()
+        [[1.0, 1.0], [1.0, -1.0]]
     """
-    if order < 1 or order & (order - 1):
+    return _hadamard_rows(order, order)
+
+
+def _hadamard_rows(order: int, count: int) -> np.ndarray:
+    """The first rows of the matrix. `[count, order]`"""
+    options.check_numbers(order=order)
+    if order & (order - 1):
         raise ValueError(f"a Hadamard matrix needs an order that is a power of two, got {order}")
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < order:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix
+    odd = np.bitwise_count(np.arange(count)[:, None] & np.arange(order)) % 2
+    return np.where(odd, -1, 1).astype(np.float32)
+
+
+def _balanced_code(num_bits: int) -> np.ndarray:
+    """The code of which half the bits, rounded down, are -1, those first. `[num_bits]`"""
+    return np.where(np.arange(num_bits) < num_bits // 2, -1.0, 1.0).astype(np.float32)
 
 
 def _balanced_codes(rng: Array, count: int, num_bits: int) -> Array:
     """Random codes of which half the bits, rounded down, are -1. `[count, num_bits]`"""
-    code = jnp.where(jnp.arange(num_bits) < num_bits // 2, -1.0, 1.0)
-    return jax.random.permutation(rng, jnp.tile(code, (count, 1)), axis=1, independent=True)
+    codes = jnp.tile(_balanced_code(num_bits), (count, 1))
+    return jax.random.permutation(rng, codes, axis=1, independent=True)
+
+
+def _distinct(
+    rng: Array, codes: ArrayLike, num_codes: int, draw: Callable[[np.random.Generator], np.ndarray]
+) -> Array:
+    """Draws codes that stand in an earlier row too anew, on the host, until all differ.
+
+    Args:
+        rng: key of the redraws.
+        codes: `[num_classes, num_bits]` of ±1.
+        num_codes: how many codes there are to choose from.
+        draw: one of them.
+
+    Raises:
+        ValueError: if these are fewer than classes.
+    """
+    codes = np.array(codes)
+    num_classes, num_bits = codes.shape
+    if num_classes > num_codes:
+        raise ValueError(
+            f"{num_bits} bits have {num_codes} codes of the kind that the {num_classes} classes "
+            "need, each its own; set num_bits higher"
+        )
+    _, first = np.unique(np.packbits(codes > 0, axis=1), axis=0, return_index=True)
+    taken = {codes[row].tobytes() for row in first}
+    generator = np.random.default_rng(np.asarray(jax.random.bits(rng, (4,))))
+    for row in np.setdiff1d(np.arange(num_classes), first):
+        while codes[row].tobytes() in taken:
+            codes[row] = draw(generator)
+        taken.add(codes[row].tobytes())
+    return jnp.asarray(codes)
+
+
+def _distinct_balanced(rng: Array, codes: ArrayLike) -> Array:
+    """`_distinct` for balanced codes, of which some rows at the beginning may be others."""
+    codes = np.asarray(codes)
+    num_bits = codes.shape[1]
+    others = np.sum(np.sum(codes < 0, axis=1) != num_bits // 2)
+    num_codes = math.comb(num_bits, num_bits // 2) + int(others)
+    code = _balanced_code(num_bits)
+    return _distinct(rng, codes, num_codes, lambda generator: generator.permutation(code))
+
+
+def _far_apart(codes: np.ndarray) -> bool:
+    """Whether all pairs differ in more than a quarter of the bits, and half of them on average."""
+    num_codes, num_bits = codes.shape
+    total = codes.sum(axis=0, dtype=np.float64)
+    # Sums of the pairs' products, <b, b'> = num_bits - 2 distance, without a matrix of pairs.
+    if total @ total > num_codes * num_bits:
+        return False
+    for start in range(0, num_codes, 1024):
+        products = codes[start : start + 1024] @ codes[start:].T
+        np.fill_diagonal(products, -num_bits)
+        if products.max() >= num_bits / 2:
+            return False
+    return True
 
 
 def class_codes(
@@ -53,38 +126,45 @@ def class_codes(
         num_bits: length of the codes.
         random_centers: what to do where such rows are too few, or the number of bits has no
             such matrix: True fills up with random balanced codes, redrawn up to twenty times
-            until all codes are far apart.
+            (up to 20,000 of them; more are drawn once) until all codes are far apart; a code
+            that stands there twice even then is redrawn by itself.
 
     Returns:
-        `[num_classes, num_bits]` of ±1.
+        `[num_classes, num_bits]` of ±1, all distinct.
 
     Raises:
-        ValueError: if there are too few rows and `random_centers` is False.
+        ValueError: if there are too few rows and `random_centers` is False, or too few codes at
+            all.
+
+    Example:
+        >>> class_codes(jax.random.key(0), 3, 2).tolist()
+        [[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]
 
     Reference:
         Yuan et al., Central similarity quantization, CVPR 2020; random codes as in CgAT and
-        DeepHash.
+        DeepHash. Differs from the released code where its codes of two classes are the same.
     """
-    has_matrix = num_bits & (num_bits - 1) == 0
-    rows = np.concatenate([hadamard(num_bits), -hadamard(num_bits)]) if has_matrix else None
-    fixed = np.zeros((0, num_bits), np.float32) if rows is None else rows[:num_classes]
+    options.check_numbers(num_classes=num_classes, num_bits=num_bits)
+    fixed = np.zeros((0, num_bits), np.float32)
+    if not num_bits & (num_bits - 1):
+        rows = _hadamard_rows(num_bits, min(num_bits, num_classes))
+        fixed = np.concatenate([rows, -rows])[:num_classes]
     missing = num_classes - len(fixed)
-    if missing and not random_centers:
+    if not missing:
+        return jnp.asarray(fixed)
+    if not random_centers:
         raise ValueError(
             f"csq has {len(fixed)} Hadamard codes of {num_bits} bits for {num_classes} classes; "
             f"use a power of two of at least {max(num_classes / 2, 1):g} bits, or "
             "random_centers=True to fill up with random balanced codes"
         )
-    codes = jnp.asarray(fixed)
-    for redraw_rng in jax.random.split(rng, 20) if missing else ():
-        codes = jnp.concatenate([fixed, _balanced_codes(redraw_rng, missing, num_bits)])
-        distances = (num_bits - np.asarray(codes @ codes.T)) / 2
-        distances = distances[np.triu_indices(num_classes, 1)]
-        if not distances.size:
+    # So many are hardly ever far apart, and the twentieth draw would take minutes.
+    rngs = jax.random.split(rng, 20)[-1:] if missing > 20_000 else jax.random.split(rng, 20)
+    for redraw_rng in rngs:
+        codes = np.concatenate([fixed, _balanced_codes(redraw_rng, missing, num_bits)])
+        if _far_apart(codes):
             break
-        if distances.min() > num_bits / 4 and distances.mean() >= num_bits / 2:
-            break
-    return codes
+    return _distinct_balanced(rng, codes)
 
 
 def class_centers(labels: Array, codes: Array, tie_code: Array) -> Array:
@@ -99,6 +179,11 @@ def class_centers(labels: Array, codes: Array, tie_code: Array) -> Array:
     Returns:
         `[batch, num_bits]` of ±1.
     """
+    options.check_shapes(
+        labels=(labels, "batch num_classes"),
+        codes=(codes, "num_classes num_bits"),
+        tie_code=(tie_code, "num_bits"),
+    )
     votes = jnp.matmul(labels, codes, precision=lax.Precision.HIGHEST)
     return jnp.where(jnp.where(votes == 0, tie_code, votes) > 0, 1.0, -1.0)
 
@@ -116,6 +201,7 @@ def csq(soft_codes: Array, centers: Array, *, quantization_weight: float = 0.05)
         Yuan et al., CSQ, CVPR 2020. As released, a bit that is wholly wrong costs 100 rather
         than infinity.
     """
+    hamming.check_aligned(soft_codes=soft_codes, centers=centers)
     # Rounded in the order of the released code: 1 - u loses digits where u is near 1.
     positive = (soft_codes + 1) / 2
     right = jnp.where(centers > 0, positive, 1 - positive)
@@ -137,6 +223,7 @@ def dpn(soft_codes: Array, centers: Array, *, margin: float = 1.0) -> Array:
         Fan et al., Deep polarized network, IJCAI 2020. The released re-estimation of
         the class codes is never called there, and is left out.
     """
+    hamming.check_aligned(soft_codes=soft_codes, centers=centers)
     return jnp.mean(jax.nn.relu(margin - soft_codes * centers), axis=-1)
 
 
@@ -169,7 +256,13 @@ def orthohash(
     Reference:
         Hoe et al., One loss for all, NeurIPS 2021.
     """
-    mean, var, _ = batch_moments(soft_codes, mask, axis_name)
+    options.check_shapes(
+        soft_codes=(soft_codes, "batch num_bits"),
+        labels=(labels, "batch num_classes"),
+        codebook=(codebook, "num_classes num_bits"),
+        mask=(mask, "batch"),
+    )
+    mean, var, _ = parallel.batch_moments(soft_codes, mask, axis_name)
     codes = (soft_codes - mean) * lax.rsqrt(var + BATCH_NORM_EPSILON)
     codes = codes * params["scale"] + params["bias"]
     # Bounded, because the code of a batch of one row is zero.
@@ -180,82 +273,95 @@ def orthohash(
     return -jnp.sum(shares * jax.nn.log_softmax(scale * (cosines - margin * labels)), axis=-1)
 
 
-def make_csq(*, quantization_weight: float = 0.05, random_centers: bool = False) -> Objective:
-    """Builds CSQ: `csq` against `class_codes`, with a random tie code.
+class _OnCenters(Objective):
+    """Has codes of the classes, of which an image's centre is made, and a random tie code."""
 
-    Args:
+    def class_codes(self, rng: Array, num_classes: int, num_bits: int) -> Array:
+        """The codes of the classes. `[num_classes, num_bits]`"""
+        return _distinct_balanced(rng, _balanced_codes(rng, num_classes, num_bits))
+
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
+        codes_rng, tie_rng = jax.random.split(rng)
+        return State(
+            class_codes=self.class_codes(codes_rng, labels.shape[1], num_bits),
+            tie_code=jax.random.rademacher(tie_rng, (num_bits,), jnp.float32),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Csq(_OnCenters):
+    """CSQ: `csq` against `class_codes`, with a random tie code.
+
+    Attributes:
         quantization_weight: see `csq`.
         random_centers: see `class_codes`.
     """
 
-    def init(rng: Array, labels: ArrayLike, num_bits: int) -> State:
-        codes_rng, tie_rng = jax.random.split(rng)
-        return State(
-            class_codes=class_codes(
-                codes_rng, labels.shape[1], num_bits, random_centers=random_centers
-            ),
-            tie_code=jax.random.rademacher(tie_rng, (num_bits,), jnp.float32),
-        )
+    quantization_weight: float = 0.05
+    random_centers: bool = False
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    def class_codes(self, rng: Array, num_classes: int, num_bits: int) -> Array:
+        return class_codes(rng, num_classes, num_bits, random_centers=self.random_centers)
+
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         centers = class_centers(labels, state.class_codes, state.tie_code)
-        return csq(soft_codes, centers, quantization_weight=quantization_weight)
-
-    return Objective(init, loss)
+        return csq(soft_codes, centers, quantization_weight=self.quantization_weight)
 
 
-def make_dpn(*, margin: float = 1.0) -> Objective:
-    """Builds DPN: `dpn` against random balanced codes of the classes, with a random tie code.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dpn(_OnCenters):
+    """DPN: `dpn` against random balanced codes of the classes, with a random tie code.
 
     Its loss reads no bank; it keeps one because the released code does, and so takes part in
-    SAAT's aliasing (`defenses.make_saat_update`).
+    SAAT's aliasing (`defenses.Saat`).
 
-    Args:
+    Attributes:
         margin: see `dpn`.
     """
 
-    def init(rng: Array, labels: ArrayLike, num_bits: int) -> State:
-        codes_rng, tie_rng = jax.random.split(rng)
-        return State(
-            bank=init_bank(labels, num_bits),
-            class_codes=_balanced_codes(codes_rng, labels.shape[1], num_bits),
-            tie_code=jax.random.rademacher(tie_rng, (num_bits,), jnp.float32),
-        )
+    margin: float = 1.0
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
+        state = super().init(rng, labels, num_bits)
+        return dataclasses.replace(state, bank=init_bank(labels, num_bits))
+
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         centers = class_centers(labels, state.class_codes, state.tie_code)
-        return dpn(soft_codes, centers, margin=margin)
-
-    return Objective(init, loss)
+        return dpn(soft_codes, centers, margin=self.margin)
 
 
-def make_orthohash(*, margin: float = 0.2, scale: float = 8.0) -> Objective:
-    """Builds OrthoHash: `orthohash` with a random codebook.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrthoHash(Objective):
+    """OrthoHash: `orthohash` with a random codebook.
 
-    Args:
+    Attributes:
         margin: see `orthohash`.
         scale: see `orthohash`.
     """
 
-    def init(rng: Array, labels: ArrayLike, num_bits: int) -> State:
+    margin: float = 0.2
+    scale: float = 8.0
+
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
         zeros, ones = jnp.zeros(num_bits), jnp.ones(num_bits)
+        codes = jax.random.rademacher(rng, (labels.shape[1], num_bits), jnp.float32)
         return State(
             params={"scale": ones, "bias": zeros},
-            class_codes=jax.random.rademacher(rng, (labels.shape[1], num_bits), jnp.float32),
+            class_codes=_distinct(
+                rng, codes, 2**num_bits, lambda generator: generator.choice([-1.0, 1.0], num_bits)
+            ),
             mean=zeros,
             var=ones,
         )
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         return orthohash(
             soft_codes,
             labels,
             state.class_codes,
             state.params,
             context.mask,
-            margin=margin,
-            scale=scale,
+            margin=self.margin,
+            scale=self.scale,
             axis_name=context.axis_name,
         )
-
-    return Objective(init, loss)

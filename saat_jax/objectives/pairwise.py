@@ -1,20 +1,21 @@
 """Objectives on pairs: the batch's soft codes against those of the whole training set."""
 
+import dataclasses
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from saat_jax import options, parallel
 from saat_jax.objectives.state import (
     ArrayLike,
     CodeBank,
     Context,
     Objective,
     State,
-    global_sum,
     init_bank,
+    pair_likelihood,
     quantization,
     similarity,
 )
@@ -24,7 +25,12 @@ Array = jax.Array
 
 def _agreement(soft_codes: Array, labels: Array, bank: CodeBank) -> tuple[Array, Array]:
     """(inner products of codes, similarities of labels), both `[batch, bank_size]`."""
-    chex.assert_rank([soft_codes, labels], 2)
+    options.check_shapes(
+        soft_codes=(soft_codes, "batch num_bits"),
+        labels=(labels, "batch num_classes"),
+        bank_codes=(bank.codes, "bank_size num_bits"),
+        bank_labels=(bank.labels, "bank_size num_classes"),
+    )
     products = jnp.matmul(soft_codes, bank.codes.T, precision=lax.Precision.HIGHEST)
     return products, similarity(labels, bank.labels)
 
@@ -66,13 +72,12 @@ def dpsh(
         Li et al., Feature learning based deep supervised hashing with pairwise labels,
         IJCAI 2016.
     """
+    options.check_word("normalizer", normalizer, ("bank", "bits"))
     products, similar = _agreement(soft_codes, labels, bank)
-    theta = products / 2
     if normalizer == "bank":
         eta = eta * soft_codes.shape[-1] / len(bank.codes)
-    return jnp.mean(jax.nn.softplus(theta) - similar * theta, axis=-1) + eta * quantization(
-        soft_codes
-    )
+    errors = jnp.mean(pair_likelihood(products / 2, similar), axis=-1)
+    return errors + eta * quantization(soft_codes)
 
 
 def hashnet(
@@ -105,10 +110,11 @@ def hashnet(
         Cao et al., HashNet, ICCV 2017.
     """
     products, similar = _agreement(soft_codes, labels, bank)
-    logits = slope * products
-    errors = jax.nn.softplus(logits) - similar * logits
+    options.check_shapes(labels=(labels, "batch num_classes"), mask=(mask, "batch"))
+    errors = pair_likelihood(slope * products, similar)
     pairs = jnp.stack([similar, 1 - similar])
-    rows, counts = global_sum((jnp.sum(mask), jnp.sum(pairs, -1) @ mask), axis_name)
+    totals = jnp.sum(mask), jnp.sum(pairs, -1) @ mask
+    rows, counts = parallel.global_sum(totals, axis_name)
     return rows * jnp.sum(jnp.sum(pairs * errors, -1) / jnp.maximum(counts, 1)[:, None], axis=0)
 
 
@@ -129,9 +135,13 @@ def sliced_wasserstein(
     Reference:
         Doan et al., HSWD, CVPR 2022.
     """
-    all_codes, all_mask = lax.stop_gradient(soft_codes), mask
-    if axis_name:
-        all_codes, all_mask = lax.all_gather((all_codes, mask), axis_name, tiled=True)
+    rows = lax.stop_gradient(soft_codes), mask
+    all_codes, all_mask = parallel.all_rows(rows, axis_name)
+    options.check_shapes(
+        soft_codes=(all_codes, "batch num_bits"),
+        random_codes=(random_codes, "batch num_bits"),
+        mask=(all_mask, "batch"),
+    )
     # Two is beyond any code, so padding ranks last and meets padding.
     columns = [jnp.where(all_mask[:, None] > 0, x, 2.0) for x in (all_codes, random_codes)]
     ranks = jnp.argsort(jnp.argsort(columns[0], axis=0), axis=0)
@@ -142,93 +152,77 @@ def sliced_wasserstein(
     return jnp.mean(jnp.square(partners - soft_codes), axis=-1)
 
 
-def make_dph(*, known_labels: bool = False) -> Objective:
-    """Builds DPH, SAAT's default: `dph`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dph(Objective):
+    """DPH, SAAT's default: `dph`.
 
-    Args:
+    Attributes:
         known_labels: see `init_bank`.
     """
 
-    def init(rng: Array, labels: ArrayLike, num_bits: int) -> State:
-        return State(bank=init_bank(labels, num_bits, known_labels=known_labels))
+    known_labels: bool = False
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
+        return State(bank=init_bank(labels, num_bits, known_labels=self.known_labels))
+
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         return dph(soft_codes, labels, state.bank)
 
-    return Objective(init, loss)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dpsh(Dph):
+    """DPSH, ProS-GAN's default: `dpsh`.
 
-def make_dpsh(
-    *, eta: float = 50.0, normalizer: Literal["bank", "bits"] = "bank", known_labels: bool = False
-) -> Objective:
-    """Builds DPSH, ProS-GAN's default: `dpsh`.
-
-    Args:
+    Attributes:
         eta: see `dpsh`.
         normalizer: see `dpsh`.
-        known_labels: see `init_bank`.
-
-    Raises:
-        ValueError: if `normalizer` is unknown.
     """
-    if normalizer not in ("bank", "bits"):
-        raise ValueError(f'normalizer must be "bank" or "bits", got {normalizer!r}')
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
-        return dpsh(soft_codes, labels, state.bank, eta=eta, normalizer=normalizer)
+    eta: float = 50.0
+    normalizer: Literal["bank", "bits"] = "bank"
 
-    return Objective(make_dph(known_labels=known_labels).init, loss)
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+        return dpsh(soft_codes, labels, state.bank, eta=self.eta, normalizer=self.normalizer)
 
 
-def make_hashnet(
-    *, slope: float | None = None, scale_quirk: bool = False, known_labels: bool = False
-) -> Objective:
-    """Builds HashNet: `hashnet`, with a tanh scale that grows in training (`next_forward`).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HashNet(Dph):
+    """HashNet: `hashnet`, with a tanh scale that grows in training (`next_forward`).
 
-    Args:
+    Attributes:
         slope: see `hashnet`; None is 10 / num_bits as SAAT, ProS-GAN and CgAT have 0.1.
         scale_quirk: see `Objective`.
-        known_labels: see `init_bank`.
     """
 
-    def init(rng: Array, labels: ArrayLike, num_bits: int) -> State:
-        return State(
-            bank=init_bank(labels, num_bits, known_labels=known_labels),
-            forwards=jnp.zeros((), jnp.int32),
-            scale=jnp.ones(()),
-        )
+    slope: float | None = None
+    scale_quirk: bool = False
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
+        state = super().init(rng, labels, num_bits)
+        return dataclasses.replace(state, forwards=jnp.zeros((), jnp.int32), scale=jnp.ones(()))
+
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         return hashnet(
             soft_codes,
             labels,
             state.bank,
             context.mask,
-            slope=10 / soft_codes.shape[-1] if slope is None else slope,
+            slope=10 / soft_codes.shape[-1] if self.slope is None else self.slope,
             axis_name=context.axis_name,
         )
 
-    return Objective(init, loss, scale_quirk)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hswd(HashNet):
+    """HSWD: HashNet's loss plus `sliced_wasserstein` to random codes, fresh every step.
 
-def make_hswd(
-    *,
-    wasserstein_weight: float = 0.1,
-    slope: float | None = None,
-    scale_quirk: bool = False,
-    known_labels: bool = False,
-) -> Objective:
-    """Builds HSWD: HashNet's loss plus `sliced_wasserstein` to random codes, fresh every step.
-
-    Args:
+    Attributes:
         wasserstein_weight: weight of the second term.
-        slope: see `hashnet`; None is 10 / num_bits.
-        scale_quirk: see `Objective`.
-        known_labels: see `init_bank`.
     """
-    base = make_hashnet(slope=slope, scale_quirk=scale_quirk, known_labels=known_labels)
 
-    def loss(state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+    wasserstein_weight: float = 0.1
+
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
         rows, num_bits = soft_codes.shape
         rows *= lax.axis_size(context.axis_name) if context.axis_name else 1
         distances = sliced_wasserstein(
@@ -237,6 +231,5 @@ def make_hswd(
             context.mask,
             axis_name=context.axis_name,
         )
-        return base.loss(state, soft_codes, labels, context) + wasserstein_weight * distances
-
-    return base._replace(loss=loss)
+        errors = super().loss(state, soft_codes, labels, context)
+        return errors + self.wasserstein_weight * distances

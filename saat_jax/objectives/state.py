@@ -1,8 +1,8 @@
 """What objectives remember between steps, and how a step changes it."""
 
+import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from saat_jax import hamming
+from saat_jax import hamming, options, parallel
+from saat_jax.labels import share_label
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
@@ -76,20 +77,40 @@ class Context:
     axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
 
 
-class Objective(NamedTuple):
-    """A hashing objective.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(options.Options, abc.ABC):
+    """A hashing objective: how its state begins, and its loss. Its fields are its options.
 
-    Attributes:
-        init: maps (random key, `[bank_size, num_classes]` labels of the training set, num_bits)
-            to the first `State`. Raises ValueError if they do not suit the objective.
-        loss: maps (state, soft_codes, labels, context) to `[batch]` losses.
-        scale_quirk: whether adversarial training follows the released code's tanh scale,
-            which now and then jumps, instead of staying at 1.
+    One of one's own is such a class, and `OBJECTIVES.register(name, CLASS)` lets a config name it.
     """
 
-    init: Callable[[Array, ArrayLike, int], State]
-    loss: Callable[[State, Array, Array, Context], Array]
-    scale_quirk: bool = False
+    # Whether adversarial training follows the released code's tanh scale, which now and then
+    # jumps, instead of staying at 1.
+    scale_quirk = False
+
+    @abc.abstractmethod
+    def init(self, rng: Array, labels: ArrayLike, num_bits: int) -> State:
+        """The first state.
+
+        Args:
+            rng: random key.
+            labels: `[bank_size, num_classes]` of the training set.
+            num_bits: length of the codes.
+
+        Raises:
+            ValueError: if they do not suit the objective.
+        """
+
+    @abc.abstractmethod
+    def loss(self, state: State, soft_codes: Array, labels: Array, context: Context) -> Array:
+        """The losses of a batch, which `state` has taken in. `[batch]`
+
+        Args:
+            state: from `init`, or after the last step.
+            soft_codes: `[batch, num_bits]` in (-1, 1).
+            labels: `[batch, num_classes]` multi-hot.
+            context: what else to know of the step.
+        """
 
 
 def init_bank(labels: ArrayLike, num_bits: int, *, known_labels: bool = False) -> CodeBank:
@@ -138,9 +159,8 @@ def update_state(
     if state.bank is not None:
         state = dataclasses.replace(state, bank=update_bank(state.bank, soft_codes, labels, index))
     if state.mean is not None:
-        mean, var, count = batch_moments(lax.stop_gradient(soft_codes), mask)
         # Unbiased, as PyTorch keeps it, though it normalises with the biased one.
-        var = var * count / jnp.maximum(count - 1, 1)
+        mean, _, var = parallel.batch_moments(lax.stop_gradient(soft_codes), mask)
         state = dataclasses.replace(
             state,
             mean=state.mean + BATCH_NORM_MOMENTUM * (mean - state.mean),
@@ -168,7 +188,13 @@ def next_forward(state: State) -> tuple[State, Array | float]:
 
 def similarity(labels: Array, bank_labels: Array) -> Array:
     """1 where two label vectors share a label, else 0. `[batch, bank_size]` float"""
-    return (jnp.matmul(labels, bank_labels.T) > 0).astype(labels.dtype)
+    shared: Array = share_label(labels, bank_labels)
+    return shared.astype(jnp.float32)
+
+
+def pair_likelihood(logits: Array, similar: Array) -> Array:
+    """Negative log-likelihood of pairs' similarities, of which the logits are. Shape stays"""
+    return jax.nn.softplus(logits) - similar * logits
 
 
 def quantization(soft_codes: Array) -> Array:
@@ -179,21 +205,3 @@ def quantization(soft_codes: Array) -> Array:
     """
     codes = lax.stop_gradient(hamming.binarize(soft_codes))
     return jnp.mean(jnp.square(soft_codes - codes), axis=-1)
-
-
-def global_sum(values: Any, axis_name: str | None) -> Any:
-    """The sum of every device's pytree of arrays. Shapes stay"""
-    return lax.psum(values, axis_name) if axis_name else values
-
-
-def batch_moments(
-    values: Array, mask: Array, axis_name: str | None = None
-) -> tuple[Array, Array, Array]:
-    """(mean, biased variance, number) of the real rows of all devices.
-
-    `values` is `[batch, num_bits]`; mean and variance are `[num_bits]`.
-    """
-    count = jnp.maximum(global_sum(jnp.sum(mask), axis_name), 1)
-    mean = global_sum(mask @ values, axis_name) / count
-    var = global_sum(mask @ jnp.square(values - mean), axis_name) / count
-    return mean, var, count
