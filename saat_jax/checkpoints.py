@@ -97,7 +97,8 @@ class CheckpointFolder:
     ) -> None:
         """Saves a state in the background.
 
-        A step already saved is left as it is, unless `restore` found it unreadable.
+        A step already saved is left as it is. What `restore` found unreadable is removed: of
+        later steps, it would take the place of what is saved now.
 
         Args:
             step: number of updates behind the state.
@@ -110,10 +111,11 @@ class CheckpointFolder:
                 there before are kept.
         """
         manager = self._managers["best" if best else "latest"]
+        for found in manager.all_steps():
+            if str(manager.directory / str(found)) in self._unreadable:
+                manager.delete(found)
         if step in manager.all_steps():
-            if str(manager.directory / str(step)) not in self._unreadable:
-                return
-            manager.delete(step)
+            return
         state = jax.tree.map(np.asarray, state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),

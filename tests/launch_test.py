@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import attacks as attacks_config
 from configs import defenses as defenses_config
@@ -26,6 +27,7 @@ from saat_jax import (
     datasets,
     defenses,
     evaluation,
+    hamming,
     networks,
     objectives,
     pipeline,
@@ -279,6 +281,62 @@ def test_transfer_between_models_of_runs(smoke, tmp_path, capfd):
     config["seed"] = 3
     with pytest.raises(ValueError, match="was made with seed = 0, this run has 3"):
         pipeline.run(config, tmp_path)
+
+
+def _save_images(folder, images):
+    folder.mkdir()
+    for row, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{row}.png")
+
+
+def test_images_are_encoded_and_searched(smoke, tmp_path, capfd):
+    _, workdir = smoke
+    config = demo.get_config("smoke").to_dict() | {"task": "encode"}
+    pipeline.run(config, workdir)
+    run = pipeline.Run(config, workdir)
+    model, database = run.load_model("pretrained"), run.data.database
+    codes = run.encode(model.encode_fn, model.variables, database)
+    folder = workdir / "codes" / "pretrained"
+    packed = np.load(folder / "database.npy")
+    np.testing.assert_array_equal(hamming.unpack_codes(packed, num_bits=32), codes)
+    about = json.loads((folder / "database.json").read_text())
+    assert about["num_bits"] == 32 and about["paths"] is None
+    assert (folder / "query.npy").is_file() and (folder / "train.npy").is_file()
+    # Images of the database find themselves, among others of the same code.
+    _save_images(tmp_path / "images", database.images[[5, 9]])
+    config |= {"task": "search"}
+    config["search"] |= {"queries": str(tmp_path / "images"), "num_results": len(database)}
+    capfd.readouterr()
+    pipeline.run(config, workdir)
+    found = re.findall(r"^ +(\d+)  database\[(\d+)\]$", capfd.readouterr().out, flags=re.MULTILINE)
+    assert len(found) == 2 * len(database) and {("0", "5"), ("0", "9")} <= {*found}
+    distances = [int(distance) for distance, _ in found[: len(database)]]
+    assert distances == sorted(distances)
+    with Image.open(workdir / "search.png") as picture:
+        assert picture.size == ((1 + len(database)) * 32, 2 * 32)
+        np.testing.assert_array_equal(np.asarray(picture)[:32, :32], database.images[5])
+    # A folder of one's own.
+    _save_images(tmp_path / "mine", database.images[:6])
+    config["encode"] |= {"images": str(tmp_path / "mine")}
+    pipeline.run(config | {"task": "encode"}, workdir)
+    config["search"] |= {"queries": str(tmp_path / "mine" / "4.png"), "codes": "images"}
+    capfd.readouterr()
+    pipeline.run(config, workdir)
+    lines = capfd.readouterr().out.splitlines()
+    assert f"         0  {tmp_path / 'mine' / '4.png'}" in lines
+    for changes, message in (
+        ({"codes": "nosuch"}, r"nosuch.npy is missing; run the task 'encode'"),
+        ({"codes": "../../x"}, "the name of a set of codes"),
+        ({"queries": str(tmp_path / "nosuch")}, "no images in .*nosuch'; expected files that end"),
+        ({"model": "hardened"}, "database.npy is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.run(
+                config | {"search": config["search"] | {"codes": "database"} | changes}, workdir
+            )
+    (folder / "images.npy").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"images.npy cannot be read .*; run the task 'encode'"):
+        pipeline.run(config, workdir)
 
 
 # --- several processes ---

@@ -76,11 +76,13 @@ def test_join_rows_in_one_process_is_what_it_has():
     np.testing.assert_array_equal(joined, have)
 
 
-def test_map_update_worked_by_hand():
+@pytest.mark.parametrize("mapping", parallel.MAPPINGS)
+def test_map_update_worked_by_hand(mapping):
     # The rows 0 to 15 add up to 120, wherever they lie; their mean is 7.5.
     state = {"total": np.float32(1000), "rows": np.zeros(16, np.float32)}
     batch = parallel.shard_batch({"x": np.arange(16, dtype=np.float32)})
-    state, metrics = parallel.map_update(_update)(parallel.replicate(state), batch)
+    mapped = parallel.map_update(_update, mapping=mapping)
+    state, metrics = mapped(parallel.replicate(state), batch)
     assert parallel.replicas_agree((state, metrics))
     state = parallel.unreplicate(state)
     assert state["total"] == 1120
@@ -88,11 +90,17 @@ def test_map_update_worked_by_hand():
     assert parallel.unreplicate(metrics)["mean"] == 7.5
 
 
-def test_a_mapped_update_consumes_its_state_and_nothing_of_the_caller():
+def test_an_unknown_mapping_is_refused():
+    with pytest.raises(ValueError, match=r"unknown mapping 'vmap'; expected one of \['pmap', 'sh"):
+        parallel.map_update(_update, mapping="vmap")
+
+
+@pytest.mark.parametrize("mapping", parallel.MAPPINGS)
+def test_a_mapped_update_consumes_its_state_and_nothing_of_the_caller(mapping):
     state = {"total": jnp.float32(1000), "rows": np.zeros(16, np.float32)}
     on_host = np.ones(16, np.float32)
     batch = parallel.shard_batch({"x": on_host})
-    mapped = parallel.map_update(_update)
+    mapped = parallel.map_update(_update, mapping=mapping)
     ends = []
     for _ in range(2):
         replicated = parallel.replicate(state)

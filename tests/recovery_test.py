@@ -3,6 +3,7 @@
 The training here counts in whole numbers, which come out the same however they are spread.
 """
 
+import argparse
 import contextlib
 import errno
 import os
@@ -24,7 +25,7 @@ from jax import lax
 
 from benchmarks import kill_and_resume
 from configs import demo
-from saat_jax import checkpoints, defenses, files, objectives, pipeline, training
+from saat_jax import checkpoints, defenses, files, objectives, parallel, pipeline, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS, BATCH_SIZE, WIDTH = 40, 16, 4096
@@ -46,7 +47,7 @@ def _batches(start_step, *, delay, fail_at):
         yield {"number": numbers[jax.process_index() * share :][:share].astype(np.float32)}
 
 
-def train(folder, *, delay=0.0, fail_at=None, evaluate=None):
+def train(folder, *, delay=0.0, fail_at=None, evaluate=None, mapping="pmap"):
     """Trains to the end; `delay` seconds a step, and an error before step `fail_at`."""
     variables = {"params": {"w": np.zeros(WIDTH, np.float32)}}
     return training.train(
@@ -63,6 +64,7 @@ def train(folder, *, delay=0.0, fail_at=None, evaluate=None):
         log_every=3,
         checkpoint_every=4,
         progress=False,
+        mapping=mapping,
     )
 
 
@@ -165,11 +167,61 @@ def test_a_finished_run_whose_end_is_damaged_is_trained_to_its_end_again(tmp_pat
         assert saved.restore().step == NUM_STEPS
 
 
-def test_damaged_target_labels_are_named(tmp_path):
-    (tmp_path / "targets.npz").write_bytes(b"PK")
-    message = r"targets\.npz cannot be read \(.*; delete it and start again"
-    with pytest.raises(ValueError, match=message):
-        pipeline.run(demo.get_config("smoke").to_dict(), tmp_path)
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        (None, r"cannot be read \(.*"),
+        ({"target_labels": np.zeros((40, 10))}, r"lacks the arrays \['made_for'\]"),
+        ({"made_for": np.array("this run")}, r"lacks the arrays \['target_labels'\]"),
+        (
+            {"made_for": ..., "target_labels": np.zeros((3, 10))},
+            r"must have target_labels of shape",
+        ),
+        ({"made_for": ..., "target_labels": np.full((40, 10), "a")}, "must have target_labels of"),
+    ],
+)
+def test_damaged_target_labels_are_named(tmp_path, arrays, fault):
+    config = demo.get_config("smoke").to_dict()
+    run = pipeline.Run(config, tmp_path)
+    path = tmp_path / "targets.npz"
+    if arrays is None:
+        path.write_bytes(b"PK")
+    else:
+        sound = files.read_arrays(path)
+        np.savez(path, **{k: sound[k] if v is ... else v for k, v in arrays.items()})
+    with pytest.raises(ValueError, match=rf"{path} {fault}.*; delete it and start again"):
+        pipeline.Run(config, tmp_path, run.data)
+
+
+def test_what_a_closed_loop_is_told_is_left_out():
+    told = []
+    report = checkpoints._without_closed_loops(told.append)
+    for words in ("Event loop is closed", "out of memory"):
+        report(argparse.Namespace(exc_value=RuntimeError(words)))
+    assert [str(one.exc_value) for one in told] == ["out of memory"]
+
+
+@pytest.mark.parametrize("damage", ["zero", "gone", "half"])
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path, damage):
+    with checkpoints.CheckpointFolder(tmp_path) as saved:
+        for step in (1, 2):
+            # Many arrays: TensorStore reads them at once, and finds one fault after the other.
+            saved.save(step, {str(i): np.arange(9.0 + i) for i in range(40)}, {"step": step})
+    for path in (tmp_path / "latest" / "2" / "state").rglob("*"):
+        if damage == "half" and path.name == "manifest.ocdbt":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif damage != "half" and path.parent.name == "d" and path.is_file():
+            path.write_bytes(bytes(path.stat().st_size)) if damage == "zero" else path.unlink()
+    process = _start(f"""
+import logging
+from saat_jax import checkpoints
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+with checkpoints.CheckpointFolder({str(tmp_path)!r}, read_only=True) as saved:
+    print("step", saved.restore().step)
+""")
+    output, _ = process.communicate(timeout=120)
+    assert "step 1\n" in output and "2: " in output, output
+    assert "Traceback" not in output and "Event loop" not in output, output
 
 
 # --- a full disk ---
@@ -268,7 +320,7 @@ def test_one_device_goes_on_where_eight_stopped_and_the_reverse(tmp_path, unbrok
 import jax
 assert jax.device_count() == 1
 from_8, from_1 = {folders}
-t.train(from_8)
+t.train(from_8, mapping="shard_map")
 try:
     t.train(from_1, fail_at=18)
 except InterruptedError:
@@ -285,7 +337,8 @@ except InterruptedError:
     _assert_ends_as(unbroken, tmp_path / "from_1")
 
 
-def test_a_notice_to_one_of_two_processes_stops_both_at_one_step(tmp_path, unbroken):
+@pytest.mark.parametrize("mapping", parallel.MAPPINGS)
+def test_a_notice_to_one_of_two_processes_stops_both_at_one_step(tmp_path, unbroken, mapping):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -294,7 +347,7 @@ def test_a_notice_to_one_of_two_processes_stops_both_at_one_step(tmp_path, unbro
         _start(f"""
 from saat_jax import parallel
 parallel.start({address!r}, 2, {number})
-t.train({str(folder)!r}, delay=0.05)
+t.train({str(folder)!r}, delay=0.05, mapping={mapping!r})
 """)
         for number in range(2)
     ]

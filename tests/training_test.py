@@ -297,6 +297,57 @@ def test_another_network_in_the_same_folder_is_refused_by_its_setting(tmp_path):
         _toy_train(tmp_path, state=state, metadata={"identity": identity})
 
 
+def test_speed_is_logged_beside_the_metrics(tmp_path):
+    _toy_train(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    # As many as of the metrics, but where no step was made since a checkpoint.
+    assert [line["step"] for line in lines] == [3, 4, 5, 6, 8, 9, 10]
+    assert all(line["images_per_second"] > 0 and line["step_ms"] > 0 for line in lines)
+    assert training.last_speed(tmp_path)["devices"] == "8 x CPU"
+    assert not any("step_ms" in line for line in _lines(tmp_path))
+    (tmp_path / "speed.jsonl").write_text("damaged\n")
+    assert training.last_speed(tmp_path) == {} == training.last_speed(tmp_path / "absent")
+
+
+def test_some_steps_are_traced(tmp_path):
+    _toy_train(tmp_path, profile=(2, 3))
+    assert [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]
+    # A range beyond the end, or one that a resumed run has behind it, stops nothing.
+    _toy_train(tmp_path, num_epochs=3, profile=(2, 3))
+    _toy_train(tmp_path, num_epochs=4, profile=(18, 99))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("garbage", "is no JSON"), ("[3, 4]", "must be an object"), ('{"loss": 1}', "lacks 'step'")],
+)
+def test_a_damaged_line_of_the_log_is_named(tmp_path, line, message):
+    _toy_train(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = line
+    path.write_text("\n".join([*lines, '{"step": 11, "ep']))
+    with pytest.raises(ValueError, match=f"{path}, line 2, {message}.*; mend the line, or delete"):
+        _toy_train(tmp_path, num_epochs=3)
+    path.unlink()
+    assert _toy_train(tmp_path, num_epochs=3).step == 15
+
+
+def test_checkpoints_of_another_version_or_step_are_skipped(tmp_path, caplog):
+    _toy_train(tmp_path)
+    latest = tmp_path / "checkpoints" / "latest"
+    assert training.reached(tmp_path) == 10
+    (latest / "10").rename(latest / "12")
+    assert _toy_train(tmp_path).step == 10
+    assert f"{latest / '12'}: it is of step 10: it was renamed" in caplog.text
+    assert sorted(path.name for path in latest.iterdir()) == ["10", "8"]
+    with training.open_checkpoints(tmp_path, read_only=False) as saved:
+        saved.save(14, _toy_state(), {})
+    assert _toy_train(tmp_path).step == 10
+    assert "its metadata lacks ['identity', 'step', 'num_steps']: it is of" in caplog.text
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     with pytest.raises(ValueError, match="divide evenly over the 8 local devices, got 12 rows"):
         _toy_train(tmp_path, batches_from=lambda step: [{"image": np.zeros((12, 1))}])
@@ -324,7 +375,7 @@ def test_metrics_log_drops_a_half_line_and_what_comes_again(tmp_path):
 # --- stopped and started again, with the real update ---
 
 
-def small_run(folder, *, delay=0.0, fail_at=None):
+def small_run(folder, *, delay=0.0, fail_at=None, mapping="pmap"):
     """Trains SAAT on a few digits; `delay` seconds a batch, and an error before step `fail_at`."""
     data = datasets.load_digits(image_size=16, num_query=1, num_database=36, num_train=36)
     model = networks.ConvNet(8, widths=(4, 8))
@@ -379,6 +430,7 @@ def small_run(folder, *, delay=0.0, fail_at=None):
         log_every=3,
         checkpoint_every=4,
         progress=False,
+        mapping=mapping,
     )
 
 
@@ -430,6 +482,13 @@ def test_a_run_that_fails_and_goes_on_ends_with_the_same_bits(tmp_path, unbroken
     assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
 
 
+def test_shard_map_gives_the_bits_of_pmap(tmp_path, unbroken):
+    with pytest.raises(OSError, match="the disk is gone"):
+        small_run(tmp_path, fail_at=18, mapping="shard_map")
+    chex.assert_trees_all_equal(small_run(tmp_path, mapping="shard_map"), unbroken[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path, unbroken, compiled_programs):
     process = _start(tmp_path, compiled_programs)
     _wait_for_a_checkpoint(process, tmp_path)
@@ -462,21 +521,51 @@ def test_sigterm_saves_and_leaves_with_a_word(tmp_path, unbroken, compiled_progr
     assert (tmp_path / "metrics.jsonl").read_bytes() == unbroken[1]
 
 
-def test_sigterm_is_ours_during_training_alone(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("kind", "name", "code"), [(signal.SIGTERM, "SIGTERM", 1), (signal.SIGINT, "Ctrl-C", 130)]
+)
+def test_signals_are_ours_during_training_alone(tmp_path, capfd, kind, name, code):
+    before = signal.getsignal(kind)
 
     def batches(step):
         while True:
             yield BATCH
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), kind)
 
-    with pytest.raises(training.Interrupted, match="stopped by SIGTERM at step 2 of 10, saved"):
+    message = f"stopped by {name} at step 2 of 10, saved"
+    with pytest.raises(training.Interrupted, match=message) as stop:
         _toy_train(tmp_path, batches_from=batches)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stop.value.code == code and message in capfd.readouterr().err
+    assert signal.getsignal(kind) is before
     assert _toy_train(tmp_path).step == 10
     # It stopped between two log lines, and logs what a run without a stop does.
     _toy_train(tmp_path / "unbroken")
     assert _lines(tmp_path) == _lines(tmp_path / "unbroken")
+
+
+def test_ctrl_c_again_ends_at_once():
+    code = """
+import os, signal
+from saat_jax import training
+with training.StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.received == signal.SIGINT
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGINT and not process.stdout
+    assert process.stderr == "\nstopping once the state is saved; Ctrl-C again ends at once\n"
+
+
+def test_who_is_deaf_to_ctrl_c_stays_so(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with training.StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):

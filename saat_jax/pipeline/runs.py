@@ -145,12 +145,13 @@ class Run:
         if path.is_file():
             stored = files.read_arrays(path, cure=CURE, names=("made_for", "target_labels"))
             if str(stored["made_for"]) == made_for:
-                if stored["target_labels"].shape != shape:
+                labels = stored["target_labels"]
+                if labels.shape != shape or labels.dtype.kind not in "fiub":
                     raise ValueError(
-                        f"{path} must have target_labels of shape {shape}, got "
-                        f"{stored['target_labels'].shape}; {CURE}"
+                        f"{path} must have target_labels of shape {shape}, got {labels.dtype} "
+                        f"{labels.shape}; {CURE}"
                     )
-                return stored["target_labels"]
+                return labels
         rng = np.random.default_rng(self.config["seed"])
         labels = attacks.select_target_labels(
             self.data.query.labels,

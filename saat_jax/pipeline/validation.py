@@ -243,9 +243,9 @@ class Settings(NamedTuple):
 
 
 def plain(config: Any) -> Config:
-    """A config as nested dicts, with a task at least."""
+    """A config as nested dicts."""
     config = config.to_dict() if hasattr(config, "to_dict") else config
-    check_fields("", config, {"task": text, "*": lambda place, value: None})
+    _of_type(Mapping, "a section of fields")("the config", config)
     return config
 
 
