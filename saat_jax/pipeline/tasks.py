@@ -185,7 +185,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> None:
             use.
     """
     config = validation.plain(config)
-    parts = TASKS.look_up(config.get("task"))
+    parts = TASKS.look_up(str(config.get("task")))
     folder = check_workdir(workdir)
     if not parts:
         show_report(folder)
