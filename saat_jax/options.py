@@ -174,8 +174,11 @@ def check_name(kind: str, name: str) -> None:
 
 
 def shortened(value: object, length: int = 200) -> str:
-    """A value as text that does not flood a terminal, without its control characters."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], str(value))
+    """A value as text that does not flood a terminal, without its control characters.
+
+    Half characters, as Python reads bytes that are no UTF-8, are shown as escapes too.
+    """
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda m: repr(m[0])[1:-1], str(value))
     return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
 
 

@@ -1,12 +1,9 @@
 """Tests of the published figures beside ours: tables, claims, figures and the site."""
 
-import configparser
 import csv
 import dataclasses
-import html.parser
 import io
 import json
-import pathlib
 import re
 import urllib.parse
 
@@ -16,8 +13,8 @@ import pytest
 from launch.reproduce import panels, published
 from launch.reproduce import site as sites
 from launch.reproduce.claims import check_claims
-from saat_jax import reports
 from tests import reports_test
+from tests.pages import Page
 
 ROWS = published.load_published()
 # Rows and columns as the papers print them.
@@ -64,8 +61,8 @@ def site(run, tmp_path_factory):
     ]
     cells += [published.Cell(row) for row in _find("prosgan:2")]
     figures = [
-        panels.Figure("saat:fig3", "All kinds", _panels(run), "No numbers <stated>."),
-        panels.Figure("prosgan:fig6", "Later", [panels.ExamplePanel("a", {"b": run / "no.npz"})]),
+        panels.Drawing("saat:fig3", "All kinds", _panels(run), "No numbers <stated>."),
+        panels.Drawing("prosgan:fig6", "Later", [panels.ExamplePanel("a", {"b": run / "no.npz"})]),
     ]
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     for folder in folders:
@@ -228,11 +225,11 @@ def test_mean_over_seeds_decides_a_claim():
 
 def test_curves_of_benign_queries_beside_targeted_ones_are_against_the_target(run):
     panel = _panels(run)[0]
-    (chart,) = panels.make_blocks(panels.Figure("saat:fig3", "", [panel]))
+    (chart,) = panels.make_blocks(panels.Drawing("saat:fig3", "", [panel]))
     record = json.loads((run / "benign.json").read_text())
     assert chart.lines[0].y == record["curves"]["precision_recall_target"]["precision"]
     own = dataclasses.replace(panel, records={"benign": run / "benign.json"})
-    (chart,) = panels.make_blocks(panels.Figure("saat:fig3", "", [own]))
+    (chart,) = panels.make_blocks(panels.Drawing("saat:fig3", "", [own]))
     assert chart.lines[0].y == record["curves"]["precision_recall"]["precision"]
 
 
@@ -241,7 +238,7 @@ def test_sweep_makes_a_chart_of_each_quantity(run):
     points = [(x, path, name) for x in (100, 25) for name in ("map", "root_mean_square")]
     points.append((50, run / "missing.json", "map"))
     panel = panels.SweepPanel("by alpha", "alpha", {"SAAT": points})
-    first, second = panels.make_blocks(panels.Figure("prosgan:fig4", "", [panel]))
+    first, second = panels.make_blocks(panels.Drawing("prosgan:fig4", "", [panel]))
     (line,) = first.lines
     assert (first.y_label, line.x, line.y) == ("MAP@5000", (25, 100), (0.0981, 0.0981))
     (line,) = second.lines
@@ -250,14 +247,14 @@ def test_sweep_makes_a_chart_of_each_quantity(run):
 
 def test_examples_show_the_query_and_then_what_it_retrieves(run):
     panel = panels.ExamplePanel("a", {"SAAT": run / "mainstay.npz"}, "retrieval", 3)
-    (tiles,) = panels.make_blocks(panels.Figure("saat:fig5", "", [panel]))
+    (tiles,) = panels.make_blocks(panels.Drawing("saat:fig5", "", [panel]))
     ((label, images, marks),) = tiles.rows
     with np.load(run / "mainstay.npz") as arrays:
         assert label == "SAAT"
         assert marks == [None, *arrays["top_relevant"][0, :3]]
         np.testing.assert_array_equal(images[1], arrays["top_images"][0, 0])
     panel = dataclasses.replace(panel, kind="images")
-    (tiles,) = panels.make_blocks(panels.Figure("saat:fig7", "", [panel]))
+    (tiles,) = panels.make_blocks(panels.Drawing("saat:fig7", "", [panel]))
     assert [row[0] for row in tiles.rows] == ["benign", "SAAT", "its change, 15 times"]
     assert {len(row[1]) for row in tiles.rows} == {3}
 
@@ -271,28 +268,18 @@ def test_panels_that_ask_for_what_there_is_not_are_refused(run):
     messages = "roc.*expected", "speed.*evaluate", "movie.*expected"
     for panel, message in zip(wrong, messages, strict=True):
         with pytest.raises(ValueError, match=message):
-            panels.make_blocks(panels.Figure("saat:fig3", "", [panel]))
-
-
-class _Links(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found += [value for name, value in attrs if name in ("href", "src", "srcset")]
+            panels.make_blocks(panels.Drawing("saat:fig3", "", [panel]))
 
 
 def test_links_of_all_pages_exist_and_are_relative(site):
     pages = sorted(site[0].rglob("*.html"))
     pages.remove(site[0] / "runs/a b/report.html")
     for page in pages:
-        for link in _Links(page.read_text()).found:
+        for link in Page.read(page).addresses:
             if not link.startswith("data:image/png"):
                 assert not urllib.parse.urlparse(link).scheme
                 assert (page.parent / urllib.parse.unquote(link)).is_file(), (page, link)
-    linked = _Links((site[0] / "index.html").read_text()).found
+    linked = Page.read(site[0] / "index.html").addresses
     expected = [
         "tables/saat_VI.html",
         "tables/prosgan_2.csv",
@@ -313,32 +300,44 @@ def test_writing_twice_gives_the_same_bytes(site):
 
 
 def test_every_page_says_how_it_was_made(site):
-    pages = [*site[0].rglob("*.html"), *site[0].rglob("*.md")]
-    pages.remove(site[0] / "runs/a b/report.html")
-    assert len(pages) == 9
-    for page in pages:
-        text = page.read_text()
-        assert NOTE in text
-        escaped = "cpu <2 cores>" if page.suffix == ".md" else "cpu &lt;2 cores&gt;"
-        assert escaped in text
-        assert "<script" not in text
+    for path in sorted({*site[0].rglob("*.html")} - {site[0] / "runs/a b/report.html"}):
+        page = Page.read(path)
+        assert page.one("p", "warning").text == NOTE
+        assert page.one("dl", "facts").text == "seeds 0, 1 hardware cpu <2 cores>"
+        assert not page.all("script")
+    pages = list(site[0].rglob("*.md"))
+    assert len(pages) == 3
+    for path in pages:
+        assert NOTE in path.read_text() and "- hardware: cpu <2 cores>\n" in path.read_text()
 
 
 def test_missing_parts_show_as_missing(site):
-    index = (site[0] / "index.html").read_text()
-    assert "<td>8 of 8</td>" in index
-    assert "<td>0 of 36</td>" in index
-    assert index.count("Not run yet.") == 1
-    assert "Not run yet." in (site[0] / "figures/prosgan_fig6.html").read_text()
+    index = Page.read(site[0] / "index.html")
+    measured = [row.all("td")[0].text for row in index.all("table", "list")[0].all("tr")[1:]]
+    assert measured == ["8 of 8", "0 of 36"]
+    thumbs = [figure.text for figure in index.one("div", "thumbs").all("figure")]
+    assert ["Not run yet." in text for text in thumbs] == [False, True]
+    assert "Not run yet." in Page.read(site[0] / "figures/prosgan_fig6.html").text
     assert not (site[0] / "figures/prosgan_fig6.png").exists()
-    table = (site[0] / "tables/saat_VI.html").read_text()
-    # 76.70 + 1 and + 2.
-    assert '<a href="../runs/a%20b/report.html">78.20</a></b><span>±0.71</span>' in table
     # Of all claims, Table VI at one code length decides none.
     assert (site[0] / "claims.md").read_text().count("| not run |") == 27
+    here = [cell.text for cell in Page.read(site[0] / "claims.html").all("td", "word")]
+    assert here == ["not run"] * 27
 
 
-def test_published_figures_ship_with_the_package():
-    config = configparser.ConfigParser()
-    config.read(pathlib.Path(reports.__file__).parents[2] / "setup.cfg")
-    assert "reports/reported.csv" in config["options.package_data"]["saat_jax"]
+def test_cells_show_ours_spread_published_and_difference(site):
+    table = Page.read(site[0] / "tables/saat_VI.html").one("table", "published")
+    cell = table.one("tbody").all("td")[0]
+    # 76.70 + 1 and + 2.
+    assert cell.one("a")["href"] == "../runs/a%20b/report.html"
+    assert cell.text == "78.20 ±0.71 76.70 +1.50"
+    table = Page.read(site[0] / "tables/prosgan_2.html").one("table", "published")
+    upper, lower = table.one("thead").all("tr")
+    sets = [(head.text, head["colspan"]) for head in upper.all("th")]
+    assert sets == [("FLICKR-25K", "3"), ("NUS-WIDE", "3"), ("MS-COCO", "3")]
+    # A line before every group of columns but the first.
+    assert [head.attributes.get("class") for head in lower.all("th")] == (
+        [None] * 3 + ["first", None, None] * 2
+    )
+    # DHTA's t-MAP on FLICKR-25K, not run.
+    assert table.one("tbody").all("td")[0].text == "- 80.18"

@@ -2,11 +2,12 @@
 
 import ast
 import base64
-import html.parser
 import io
 import json
 import pathlib
 import re
+import sys
+from importlib import resources
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,8 @@ import PIL.ImageDraw
 import pytest
 
 from saat_jax import reports
-from saat_jax.reports import figures, records
-from saat_jax.reports.style import CSS
+from saat_jax.reports import charts, records
+from tests.pages import Page
 
 EPSILON = 8 / 255
 PROTOCOL = {
@@ -148,48 +149,6 @@ def _curves(score: float, is_benign: bool) -> dict[str, dict[str, list[float]]]:
     return pair(score, "") | (pair(0.05 + score / 10, "_target") if is_benign else {})
 
 
-class Page(html.parser.HTMLParser):
-    """Checks that tags are balanced, and collects what a page shows and refers to."""
-
-    VOID = frozenset({"meta", "img", "source", "br", "link"})
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open_tags: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        self.close()
-        assert not self.open_tags
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        attributes = dict(attrs)
-        assert len(attributes) == len(attrs), f"an attribute of {tag} is given twice"
-        self.addresses += [attributes[n] for n in ("src", "href", "srcset") if n in attributes]
-        if tag == "img":
-            self.images.append(attributes)
-        if tag not in self.VOID:
-            self.open_tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open_tags.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open_tags:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def read_page(path: pathlib.Path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     """A folder with a finished run and its report. Read only."""
@@ -201,7 +160,7 @@ def finished_run(tmp_path_factory):
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Spares the time of drawing where a test is not about charts."""
-    monkeypatch.setattr(figures, "draw", lambda chart, *, theme: b"")
+    monkeypatch.setattr(charts, "draw", lambda chart, *, theme: b"")
 
 
 def test_records_are_sorted_by_model_then_benign_then_targeted_last(tmp_path):
@@ -217,25 +176,102 @@ def test_records_of_an_empty_folder(tmp_path):
     assert "nothing has been evaluated" in reports.summary_table([])
 
 
+def _damage(path, place, value):
+    """Puts a value at a place such as "metrics.map" of a JSON file."""
+    tree = json.loads(path.read_text())
+    *outer, name = place.split(".")
+    inner = tree
+    for key in outer:
+        inner = inner[key]
+    inner[name] = value
+    _write_json(path, tree)
+
+
+# What is put where in a record, and what is then said of it.
+DAMAGE = {
+    "targeted": (None, "targeted must be true or false, got None"),
+    "model": ("other", "expected the record of .*'hardened'.* got .*'other'.*was it moved"),
+    "metrics": ([], r"metrics must be an object of JSON, got \[\]"),
+    "metrics.map": (7.5, "metrics.map must be a number from 0 to 1, got 7.5"),
+    "metrics.theory_map": (float("nan"), "metrics.theory_map must be a number .*got nan"),
+    "metrics.t_map": ([0.5], "metrics.t_map must be a number from 0 to 1, got"),
+    "curves": (None, "curves must be an object of JSON, got None"),
+    "curves.precision_recall.recall": ([0.5], r"lists of one length, got \[1, 100\]"),
+    "curves.precision_recall.precision": (["a"] * 100, r"precision\[0\] must be a number from 0"),
+    "curves.precision_at_n.n": (["a"] * 91, r"precision_at_n.n\[0\] must be a number, got 'a'"),
+    "curves.precision_at_n.precision": ([], "precision must be a list that is not empty"),
+    "settings": ([1], r"settings must be an object of JSON, got \[1\]"),
+    "settings.epsilon": ("8/255", "settings.epsilon must be a number from 0 to 1, got '8/255'"),
+    "settings.num_steps": (1.5, "settings.num_steps must be a whole number"),
+    "settings.attack": (3, "settings.attack must be a text, got 3"),
+    "perturbation": ("none", "perturbation must be an object of JSON, got 'none'"),
+    "perturbation.mse": ("a", "perturbation.mse must be a number, got 'a'"),
+    "seconds_per_image": (-1, "seconds_per_image must be a number of 0 or more, got -1"),
+    "protocol": (5, "protocol must be an object of JSON, got 5"),
+    "protocol.k": ("all", "protocol.k must be a whole number"),
+    "protocol.base_rate": (True, "protocol.base_rate must be a number from 0 to 1, got True"),
+}
+
+
+@pytest.mark.parametrize("place", DAMAGE)
+def test_damaged_field_of_a_record_is_named(tmp_path, place):
+    path = write_run(tmp_path) / "records" / "hardened" / "mainstay.json"
+    value, complaint = DAMAGE[place]
+    _damage(path, place, value)
+    with pytest.raises(ValueError, match=rf"hardened/mainstay\.json: .*{complaint}"):
+        reports.load_records(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ('{"model": ', "not valid JSON"),
-        ("[]", "expected a JSON object"),
-        ('{"model": "pretrained", "attack": "hag"}', "'targeted' of type bool"),
-        (
-            '{"model": "a", "attack": "b", "targeted": false, "metrics": {}, "curves": {}, '
-            '"protocol": {}}',
-            "was it moved",
-        ),
-    ],
+    "content",
+    [b"", b'{"model": ', b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b"version https://git-lfs"],
 )
-def test_broken_record_is_named(tmp_path, content, complaint):
+def test_record_that_is_none_is_named(tmp_path, content):
     path = tmp_path / "records" / "pretrained" / "hag.json"
     path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(ValueError, match=f"hag.json.*{complaint}"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"hag\.json .*; delete it and evaluate again$"):
         reports.load_records(tmp_path)
+
+
+def test_settings_without_a_number_of_steps(tmp_path):
+    path = write_run(tmp_path) / "records" / "hardened" / "mainstay.json"
+    _damage(path, "settings.num_steps", None)
+    table = reports.attack_table(reports.load_records(tmp_path))
+    assert "mainstay           45.10 %  11.00 %      -    8/255" in table
+
+
+def test_damaged_files_cost_no_page_and_are_named(tmp_path, no_drawing, capsys):
+    """One damaged file of each kind: page and table are of the others."""
+    run = write_suite(tmp_path)
+    write_learned(run)
+    write_transfer(run)
+    _damage(run / "records/pretrained/hag.json", "metrics.map", 7.5)
+    _damage(run / "transfer/hag.json", "metric", "accuracy")
+    _damage(run / "transfer/a_p2p.json", "matrix.a:x", {"a:x": 0.5})
+    (run / "records/pretrained/sdha.npz").write_bytes(b"PK")
+    (run / "models/pretrained/metrics.jsonl").write_text('{"step": 1}\n{"loss": "low"}\n')
+    (run / "config.json").write_text("{")
+    (run / "learned/pretrained/prosgan/samples/step_abc.png").touch()
+    names = [
+        "records/pretrained/hag.json: metrics.map must be a number from 0 to 1, got 7.5",
+        "transfer/hag.json: metric must be one of ['map', 't_map'], got 'accuracy'",
+        "transfer/a_p2p.json: matrix.a:x.b:x must be a number from 0 to 1, got",
+        "records/pretrained/sdha.npz cannot be read",
+        "metrics.jsonl, line 2: loss must be a number, got 'low'",
+        "config.json is no JSON",
+    ]
+    with pytest.raises(ValueError, match="left out of the report, as damaged") as raised:
+        reports.show_report(run)
+    page = Page.read(run / "report.html")
+    shown = page.one("div", "damaged").text
+    for name in names:
+        assert name in shown and name in str(raised.value)
+    assert len(page.one("div", "damaged").all("li")) == len(names)
+    assert "mainstay" in page.one("table", "scores").text
+    assert "prosgan for pretrained after 10 steps" in page.text
+    table = capsys.readouterr().out
+    assert "21.12 %" in table and "hag" not in table and "report.html" in table
 
 
 def test_summary_table_worked_by_hand(finished_run):
@@ -306,7 +342,7 @@ def test_attacks_of_unlike_strength_are_not_compared(tmp_path, no_drawing):
     assert "hardening" not in table
     assert (
         "Whether training wins it back is not known yet"
-        in read_page(reports.write_report(run)).text
+        in Page.read(reports.write_report(run)).text
     )
 
 
@@ -340,7 +376,7 @@ def test_summary_table_refuses_to_compare_unlike_protocols(tmp_path):
 
 
 def test_report_shows_the_run(finished_run):
-    page = read_page(finished_run / "report.html")
+    page = Page.read(finished_run / "report.html")
     for words in (
         "takes the system's MAP from 90.1 % to 9.8 %",
         "leaves 45.1 %",
@@ -359,45 +395,45 @@ def test_report_shows_the_run(finished_run):
     ):
         assert words in page.text
     assert "Not there yet" not in page.text
-    assert page.tags.count("h1") == 1
+    page.one("h1")
     # Results, other measures, an attack of either kind, settings.
-    assert page.tags.count("table") == page.tags.count("caption") == 5
+    assert len(page.all("table")) == len(page.all("caption")) == 5
     # Every score stands there once, in its bar.
     for score in ("90.12", "84.03", "45.10", "88.12"):
         assert page.text.count(f"{score} %") == 1
 
 
 def test_report_marks_every_retrieved_item_in_colour_and_shape(finished_run):
-    source = (finished_run / "report.html").read_text()
+    page = Page.read(finished_run / "report.html")
     hits = sum(
         int(np.load(path)["top_relevant"].sum()) for path in finished_run.glob("records/*/*.npz")
     )
     total = len(METRICS) * NUM_QUERIES * 10
     assert 0 < hits < total
     for style, alt, mark, count in (
-        ("hit", "right", "&#10003;", hits),
-        ("miss", "wrong", "&#10007;", total - hits),
+        ("hit", "right", "\N{CHECK MARK}", hits),
+        ("miss", "wrong", "\N{BALLOT X}", total - hits),
     ):
-        pattern = f'<li class="{style}"><img[^>]* alt="{alt}" [^>]*><span [^>]*>{mark}</span></li>'
-        assert len(re.findall(pattern, source)) == count
+        items = page.all("li", style)
+        assert len(items) == count
+        assert {(item.one("img")["alt"], item.text) for item in items} == {(alt, mark)}
 
 
 def test_report_is_self_contained(finished_run):
-    source = (finished_run / "report.html").read_text()
-    page = Page(source)
-    assert "http://" not in source and "https://" not in source
-    assert not {"script", "link", "iframe"} & set(page.tags)
+    page = Page.read(finished_run / "report.html")
+    assert "http://" not in page.source and "https://" not in page.source
+    assert not {"script", "link", "iframe"} & {node.tag for node in page.all()}
     assert page.addresses and all(a.startswith("data:image/") for a in page.addresses)
-    assert "url(" not in source and "@import" not in source
+    assert "url(" not in page.source and "@import" not in page.source
     for address in set(page.addresses):
         with PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
             image.load()
-    assert all(image["alt"] for image in page.images)
+    assert all(image["alt"] for image in page.all("img"))
 
 
 def test_report_keeps_pixels_exactly(finished_run):
-    page = read_page(finished_run / "report.html")
-    uri = next(i["src"] for i in page.images if i["alt"] == "attack on pretrained, query 1")
+    page = Page.read(finished_run / "report.html")
+    uri = next(i["src"] for i in page.all("img") if i["alt"] == "attack on pretrained, query 1")
     with PIL.Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
         shown = np.asarray(image)
     images = np.load(finished_run / "records" / "pretrained" / "mainstay.npz")["images"]
@@ -405,8 +441,10 @@ def test_report_keeps_pixels_exactly(finished_run):
 
 
 def test_report_shrinks_the_retrieved_items_of_a_run_on_large_images(tmp_path, no_drawing):
-    source = reports.write_report(write_run(tmp_path, side=224)).read_text()
-    assert "data:image/jpeg" in source and 'class="pixels"' not in source
+    page = Page.read(reports.write_report(write_run(tmp_path, side=224)))
+    thumbnails = [i for strip in page.all("div", "strip") for i in strip.all("img")]
+    assert all(image["src"].startswith("data:image/jpeg") for image in thumbnails)
+    assert thumbnails and not page.all("img", "pixels")
 
 
 def test_figures_are_written_for_light_and_dark_pages(finished_run):
@@ -436,8 +474,8 @@ def test_report_escapes_text(tmp_path, no_drawing):
     for path in run.glob("records/*/*.npz"):
         arrays = dict(np.load(path))
         np.savez(path, **arrays | {"class_names": np.array(['"><u>'] * 10)})
-    page = read_page(reports.write_report(run))
-    assert not {"b", "i", "u", "script"} & set(page.tags)
+    page = Page.read(reports.write_report(run))
+    assert not {"b", "i", "u", "script"} & {node.tag for node in page.all()}
     assert "digits" not in page.text
     assert 'dataset <b>; k 5000; ties "&;' in page.text
     assert '"></pre><script>": "<i>"'[2:] in page.text
@@ -453,7 +491,7 @@ def test_report_names_what_is_missing(tmp_path, no_drawing):
         "records/hardened/mainstay.json",
     ):
         (run / name).unlink()
-    page = read_page(reports.write_report(run))
+    page = Page.read(reports.write_report(run))
     for words in (
         "the configuration (config.json)",
         "the training log of hardened",
@@ -469,11 +507,11 @@ def test_report_of_a_run_without(tmp_path, pattern):
     run = write_run(tmp_path)
     for path in run.glob(pattern):
         path.unlink()
-    assert "Not there yet" in read_page(reports.write_report(run)).text
+    assert "Not there yet" in Page.read(reports.write_report(run)).text
 
 
 def test_report_of_a_run_just_started(tmp_path):
-    page = read_page(reports.write_report(tmp_path))
+    page = Page.read(reports.write_report(tmp_path))
     assert "Not known yet" in page.text and "the training log of pretrained" in page.text
 
 
@@ -496,27 +534,62 @@ def test_training_log_of_a_killed_run(tmp_path):
     assert "loss ends at 1.25." in reports.write_report(tmp_path).read_text()
 
 
-def test_broken_training_log_is_named(tmp_path):
-    path = tmp_path / "models" / "pretrained" / "metrics.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not valid JSON"):
-        reports.write_report(tmp_path)
-
-
-def test_broken_examples_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("top_relevant", None, r"lacks the arrays \['top_relevant'\]"),
+        ("images", lambda a: a[0, :, :, 0], r"\[n, h, w, 3\] of floats from 0 to 1, got \[32, 32"),
+        ("images", lambda a: a * np.nan, "images must be .* from 0 to 1, got"),
+        ("images", lambda a: a.astype(str), "got .* of <U"),
+        ("benign_images", lambda a: a[:2], r"must be \[4, 32, 32, 3\]"),
+        ("top_relevant", lambda a: a[:, :3], r"must be \[4, 10\] of booleans"),
+        ("labels", lambda a: a[:2], r"must be \[4, 10\] of booleans"),
+        ("class_names", lambda a: a[:7], r"class_names must be \[10\] of texts, got \[7\]"),
+        ("images", lambda a: np.array([{}]), "cannot be read"),
+    ],
+)
+def test_damaged_arrays_are_named(tmp_path, name, change, complaint):
     path = write_run(tmp_path) / "records" / "hardened" / "benign.npz"
     arrays = dict(np.load(path))
-    del arrays["top_relevant"]
-    np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="benign.npz lacks the arrays .'top_relevant'"):
-        reports.write_report(tmp_path)
-    np.savez(path, images=np.array([{}]))
-    with pytest.raises(ValueError, match="benign.npz cannot be read"):
-        reports.write_report(tmp_path)
-    path.write_bytes(b"PK")
-    with pytest.raises(ValueError, match="benign.npz cannot be read"):
-        reports.write_report(tmp_path)
+    array = arrays.pop(name)
+    np.savez(path, **arrays, **({name: change(array)} if change else {}))
+    with pytest.raises(ValueError, match=rf"benign\.npz.*{complaint}.*evaluate again"):
+        records.load_examples(path)
+
+
+def test_names_are_shown_without_control_characters(tmp_path, no_drawing, capsys):
+    """Escape codes of a terminal, and bytes of another encoding as Python reads them."""
+    run = write_run(tmp_path, protocol=PROTOCOL | {"dataset": "\x1b[31mred"})
+    for path in run.glob("records/*/*.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **arrays | {"class_names": np.array(["caf\udce9\x1b"] * 10)})
+    reports.show_report(run)
+    page = Page.read(run / "report.html")
+    assert "caf\\udce9\\x1b" in page.text and "\x1b" not in page.source
+    assert "dataset \\x1b[31mred" in page.text
+    assert "dataset \\x1b[31mred" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_report_on_a_terminal_of_few_letters(tmp_path, no_drawing, monkeypatch, encoding):
+    run = write_run(tmp_path)
+    output = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(output, encoding, write_through=True))
+    reports.show_report(run)
+    table = output.getvalue().decode(encoding)
+    assert "\n" + "-" * 60 in table and "90.12 %" in table
+
+
+def test_page_that_cannot_be_written_costs_no_table(tmp_path, no_drawing, capsys, monkeypatch):
+    (write_run(tmp_path) / "report.html").mkdir()
+    with pytest.raises(OSError, match=r"report\.html cannot be written"):
+        reports.show_report(tmp_path)
+    assert "90.12 %" in capsys.readouterr().out
+    for name in ("jinja2", "PIL"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match="no page .*: pip install jinja2 pillow"):
+        reports.show_report(tmp_path)
+    assert "90.12 %" in capsys.readouterr().out
 
 
 # Record, method, steps, score on `pretrained`; MAP, or t-MAP for targeted attacks.
@@ -713,7 +786,7 @@ def test_terminal_tables_of_many_attacks(suite_run, tmp_path):
 
 
 def test_report_of_many_attacks_on_one_model(suite_run):
-    page = read_page(suite_run / "report.html")
+    page = Page.read(suite_run / "report.html")
     for words in (
         "How much does this retrieval system lose under attack?",
         "Of 4 attacks that drive away, mainstay is the strongest: it takes MAP from 82.5 % to "
@@ -729,25 +802,25 @@ def test_report_of_many_attacks_on_one_model(suite_run):
 
 
 def test_report_ranks_the_attacks_and_marks_the_strongest_inside_the_ball(suite_run):
-    source = (suite_run / "report.html").read_text()
-    table = source[source.index('<table class="scores">') :]
-    table = table[: table.index("</table>")]
-    order = re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', table)
+    table = Page.read(suite_run / "report.html").one("table", "scores")
+    rows = {row.all("th")[0].text: row for row in table.all("tr") if row.all("td", "bar")}
+    order = [h.text for row in table.all("tr") for h in row.all("th") if h["scope"] == "row"]
     assert order == [
         *("benign", "mainstay", "ten steps", "sdha", "hag", "one step", "noise", "base rate"),
         *("benign", "prosgan targeted", "mainstay targeted", "tha targeted", "dhta targeted"),
         "p2p targeted",
     ]
-    best = re.findall(r'<tr class="best"><th scope="row"[^>]*>([^<]*)</th>', table)
+    best = [row.one("th").text for row in table.all("tr", "best")]
     assert best == ["mainstay", "mainstay targeted"]
     # The bar of 21.12 % with theory at 20.29 %.
-    assert '--value:21.12%"><span style="left:20.29%">' in table
+    bar, theory = rows["mainstay"].one("td", "bar").all("span")
+    assert (bar["style"], theory["style"]) == ("--value:21.12%", "left:20.29%")
 
 
 def test_curves_of_many_attacks(suite_run):
-    charts = {chart.name: chart for chart in figures.make_charts(records.load_run(suite_run))}
-    own = charts["precision_recall"].lines
-    target = charts["precision_recall_target"].lines
+    drawn = {chart.name: chart for chart in charts.make_charts(records.load_run(suite_run))}
+    own = drawn["precision_recall"].lines
+    target = drawn["precision_recall_target"].lines
     # From the top, and of an attack with several numbers of steps that with the most.
     assert [line.label for line in own] == [
         "benign", "noise", "hag", "sdha", "mainstay", "base rate",
@@ -761,7 +834,7 @@ def test_curves_of_many_attacks(suite_run):
 
 def test_curves_of_many_attacks_on_two_models_are_apart(tmp_path):
     run = records.load_run(write_suite(tmp_path, models=("pretrained", "hardened")))
-    names = [chart.name for chart in figures.make_charts(run) if chart.section == "curves"]
+    names = [chart.name for chart in charts.make_charts(run) if chart.section == "curves"]
     assert names == [
         f"{kind}{labels}_{model}"
         for kind in ("precision_recall", "precision_at_n")
@@ -773,7 +846,7 @@ def test_curves_of_many_attacks_on_two_models_are_apart(tmp_path):
 def test_chart_of_steps(suite_run):
     (chart,) = (
         chart
-        for chart in figures.make_charts(records.load_run(suite_run))
+        for chart in charts.make_charts(records.load_run(suite_run))
         if chart.section == "steps"
     )
     assert (
@@ -791,58 +864,52 @@ def test_lines_can_be_seen_on_light_and_dark_pages():
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722]
 
-    grounds = re.findall(r"--ground: (#\w+)", CSS)
-    assert len(grounds) == 2 and len(set(figures._COLORS)) == len(figures._MARKS) == 11
+    style = resources.files(reports).joinpath("templates/style.css").read_text()
+    grounds = re.findall(r"--ground: (#\w+)", style)
+    assert len(grounds) == 2 and len(set(charts._COLORS)) == len(charts._MARKS) == 11
     for ground in grounds:
-        for color in figures._COLORS:
+        for color in charts._COLORS:
             low, high = sorted((luminance(color), luminance(ground)))
             assert (high + 0.05) / (low + 0.05) >= 3
 
 
 def test_transfer_matrices_are_shaded(suite_run):
-    source = (suite_run / "report.html").read_text()
-    tables = re.findall(r'<table class="heat">.*?</table>', source, flags=re.DOTALL)
-    assert len(tables) == 2
+    first, second = Page.read(suite_run / "report.html").all("table", "heat")
     # MAP first, whatever the names.
-    assert "MAP@5000, hag, 8/255, 20 steps" in tables[0]
-    assert "t-MAP@5000, a p2p, 8/255, 20 steps" in tables[1]
-    row = tables[1][tables[1].index('<th scope="row">a:x</th>') :]
-    assert row.startswith(
-        '<th scope="row">a:x</th><td class="own" style="--value:90%">90.00 %</td>'
-        '<td style="--value:41%">41.25 %</td></tr>'
-    )
+    assert first.one("caption").text.startswith("MAP@5000, hag, 8/255, 20 steps.")
+    assert second.one("caption").text.startswith("t-MAP@5000, a p2p, 8/255, 20 steps.")
+    row = second.one("tbody").all("tr")[1]
+    assert row.one("th").text == "a:x"
+    cells = [(cell.text, cell["style"], cell.attributes.get("class")) for cell in row.all("td")]
+    assert cells == [("90.00 %", "--value:90%", "own"), ("41.25 %", "--value:41%", None)]
 
 
 def test_report_of_a_transfer_alone(tmp_path):
     write_transfer(tmp_path)
-    page = read_page(reports.write_report(tmp_path))
+    page = Page.read(reports.write_report(tmp_path))
     assert "Do attacks carry over" in page.text and "digits, 32 bits" in page.text
     assert "the configuration" in page.text and "the record of" not in page.text
 
 
-def test_broken_transfer_matrix_is_named(tmp_path):
-    _write_json(tmp_path / "transfer" / "hag.json", {"metric": "map"})
-    with pytest.raises(ValueError, match="hag.json.*'benign' of type dict"):
-        reports.write_report(tmp_path)
-
-
 def test_learned_networks_are_shown(suite_run):
-    page = read_page(suite_run / "report.html")
+    page = Page.read(suite_run / "report.html")
     assert "prosgan for pretrained after 10 steps" in page.text
     newest = suite_run / "learned" / "pretrained" / "prosgan" / "samples" / "step_10.png"
-    image = next(i for i in page.images if (i["alt"] or "").startswith("prosgan for pretrained"))
+    image = next(
+        i for i in page.all("img") if (i["alt"] or "").startswith("prosgan for pretrained")
+    )
     assert base64.b64decode(image["src"].partition(",")[2]) == newest.read_bytes()
-    charts = {
+    drawn = {
         chart.name: chart
-        for chart in figures.make_charts(records.load_run(suite_run))
+        for chart in charts.make_charts(records.load_run(suite_run))
         if chart.section == "learned"
     }
-    losses = charts["learned_pretrained_prosgan_losses"]
+    losses = drawn["learned_pretrained_prosgan_losses"]
     assert [line.label for line in losses.lines] == ["loss", "hash loss"]
-    assert losses.y_scale == "log" and losses.lines[0].y == [20.0, 10.0]
-    samples = charts["learned_pretrained_prosgan_samples"]
+    assert losses.y_scale == "log" and losses.lines[0].y == (20.0, 10.0)
+    samples = drawn["learned_pretrained_prosgan_samples"]
     assert [line.label for line in samples.lines] == ["agreement", "rms"]
-    assert samples.lines[0].x == [0.0, 1.0] and samples.y_scale == "linear"
+    assert samples.lines[0].x == (0.0, 1.0) and samples.y_scale == "linear"
 
 
 def test_imports_are_light_and_leave_the_global_state_of_matplotlib_alone():
@@ -857,5 +924,5 @@ def test_imports_are_light_and_leave_the_global_state_of_matplotlib_alone():
                 [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             )
         }
-        assert not found & {"jax", "flax", "tensorflow", "matplotlib", "PIL"}, path
+        assert not found & {"jax", "flax", "tensorflow", "matplotlib", "PIL", "jinja2"}, path
         assert "pyplot" not in path.read_text()

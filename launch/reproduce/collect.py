@@ -95,7 +95,7 @@ def collect(
     )
 
 
-def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Figure:
+def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Drawing:
     """A figure with the records of its measurements, those of the first seed."""
     seed = job.seeds[0]
     found: list[Any] = []
@@ -115,7 +115,7 @@ def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Figure:
             found.append(panels.ExamplePanel(panel.title, pictures, kind=panel.kind, top=panel.top))
         else:
             found.append(panels.CurvePanel(panel.title, panel.kind, records))
-    return panels.Figure(figure.id, figure.title, found, figure.note)
+    return panels.Drawing(figure.id, figure.title, found, figure.note)
 
 
 def _commit() -> str:

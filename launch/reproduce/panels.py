@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax.reports import analysis, figures, gallery, tables
+from saat_jax.reports import analysis, charts, gallery, tables
 from saat_jax.reports.records import Record, display_name, is_benign, load_examples, load_record
 
 _CURVES = {"precision_recall": ("recall", "precision"), "precision_at_n": ("n", "precision")}
@@ -75,8 +75,8 @@ Panel = CurvePanel | SweepPanel | ExamplePanel
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure of a paper.
+class Drawing:
+    """A figure of a paper as it is drawn here: its panels, with the records that they show.
 
     Attributes:
         id: paper and number, "saat:fig3".
@@ -104,24 +104,24 @@ class Tiles:
         return f"{self.title}: {'; '.join(' '.join(label.split()) for label, *_ in self.rows)}."
 
 
-Block = figures.Chart | Tiles
+Block = charts.Chart | Tiles
 
 
-def make_blocks(figure: Figure) -> list[Block]:
-    """Reads what a figure shows; panels of which no record exists yet are left out.
+def make_blocks(drawing: Drawing) -> list[Block]:
+    """Reads what a drawing shows; panels of which no record exists yet are left out.
 
     Raises:
         ValueError: if a record is broken, or a panel asks for what there is not.
     """
     names = [
         label
-        for panel in figure.panels
+        for panel in drawing.panels
         for label in (panel.lines if isinstance(panel, SweepPanel) else panel.records)
     ]
     # One look for a label in all panels.
-    looks = {label: figures.look(i) for i, label in enumerate(dict.fromkeys(names))}
+    looks = {label: charts.look(i) for i, label in enumerate(dict.fromkeys(names))}
     blocks: list[Block] = []
-    for panel in figure.panels:
+    for panel in drawing.panels:
         if isinstance(panel, CurvePanel):
             blocks += _curves(panel, looks)
         elif isinstance(panel, SweepPanel):
@@ -143,13 +143,13 @@ def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, str]]) -> list[Bloc
         if name not in record["curves"]:
             raise ValueError(f"{panel.records[label]} has no curve {name!r}; evaluate again")
         curve = record["curves"][name]
-        lines.append(figures.Line(label, curve[x], curve[y], **looks[label]))
+        lines.append(charts.Line(label, curve[x], curve[y], **looks[label]))
     x_label = "N" if x == "n" else x
-    return [figures.Chart("", "", panel.title, x_label, y, lines, True)] if lines else []
+    return [charts.Chart("", "", panel.title, x_label, y, lines, True)] if lines else []
 
 
 def _sweeps(panel: SweepPanel, looks: Mapping[str, dict[str, str]]) -> list[Block]:
-    charts: dict[str, list[figures.Line]] = {}
+    lines_of: dict[str, list[charts.Line]] = {}
     for label, points in panel.lines.items():
         for quantity in dict.fromkeys(quantity for *_, quantity in points):
             found = sorted(
@@ -159,13 +159,13 @@ def _sweeps(panel: SweepPanel, looks: Mapping[str, dict[str, str]]) -> list[Bloc
             )
             if found:
                 xs, ys, (axis, *_) = zip(*found, strict=True)
-                line = figures.Line(label, xs, ys, **{**looks[label], "mark": "o"})
-                charts.setdefault(axis, []).append(line)
+                line = charts.Line(label, xs, ys, **{**looks[label], "mark": "o"})
+                lines_of.setdefault(axis, []).append(line)
     blocks: list[Block] = []
-    for axis, lines in charts.items():
-        title = panel.title if len(charts) == 1 else f"{panel.title}: {axis}"
+    for axis, lines in lines_of.items():
+        title = panel.title if len(lines_of) == 1 else f"{panel.title}: {axis}"
         is_fraction = "MAP" in axis
-        blocks.append(figures.Chart("", "", title, panel.x_label, axis, lines, is_fraction, "even"))
+        blocks.append(charts.Chart("", "", title, panel.x_label, axis, lines, is_fraction, "even"))
     return blocks
 
 
@@ -210,11 +210,11 @@ def _tiles(panel: ExamplePanel) -> list[Block]:
 
 
 def draw(blocks: Sequence[Block], *, theme: str, kind: str = "png", titles: bool = True) -> bytes:
-    """Draws the parts of a figure as one image.
+    """Draws the parts of a drawing as one image.
 
     Args:
         blocks: as `make_blocks` returns them; at least one.
-        theme: a name of `figures.THEMES`. With titles, "light" has a white ground; all else is
+        theme: a name of `charts.THEMES`. With titles, "light" has a white ground; all else is
             transparent.
         kind: "png" or "svg".
         titles: whether each part carries its title.
@@ -233,13 +233,13 @@ def draw(blocks: Sequence[Block], *, theme: str, kind: str = "png", titles: bool
         num_columns * (width + _GAP) - _GAP + 2 * margin,
         num_rows * (height + room + _GAP) - _GAP + 2 * margin,
     )
-    figure = figures.new_figure(*total)
-    ink = figures.THEMES[theme]
+    canvas = charts.new_canvas(*total)
+    ink = charts.THEMES[theme]
     for i, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
         left = margin + i % num_columns * (width + _GAP)
         top = total[1] - margin - i // num_columns * (height + room + _GAP)
         if titles:
-            figure.text(
+            canvas.text(
                 left / total[0],
                 top / total[1],
                 block.title,
@@ -250,11 +250,11 @@ def draw(blocks: Sequence[Block], *, theme: str, kind: str = "png", titles: bool
             )
         bottom = top - room - size[1]
         if isinstance(block, Tiles):
-            _show_tiles(figure, block, ink=ink, left=left, bottom=bottom)
+            _show_tiles(canvas, block, ink=ink, left=left, bottom=bottom)
         else:
-            figures.plot(figure, block, ink=ink, left=left, bottom=bottom)
+            charts.plot(canvas, block, ink=ink, left=left, bottom=bottom)
     ground = "white" if titles and theme == "light" else None
-    return figures.save(figure, kind=kind, ground=ground)
+    return charts.save(canvas, kind=kind, ground=ground)
 
 
 def is_wide(block: Block) -> bool:
@@ -269,15 +269,15 @@ def _size(block: Block) -> tuple[float, float]:
             for _, images, marks in block.rows
         )
         return _LABEL + width, _TILE * len(block.rows)
-    return figures.chart_size(block)
+    return charts.chart_size(block)
 
 
-def _show_tiles(figure: Any, tiles: Tiles, *, ink: str, left: float, bottom: float) -> None:
+def _show_tiles(canvas: Any, tiles: Tiles, *, ink: str, left: float, bottom: float) -> None:
     from matplotlib.patches import Rectangle
 
     width, height = _size(tiles)
-    whole = figure.get_size_inches()
-    axes = figure.add_axes(
+    whole = canvas.get_size_inches()
+    axes = canvas.add_axes(
         (left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])
     )
     for i, (label, images, marks) in enumerate(tiles.rows):

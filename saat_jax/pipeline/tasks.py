@@ -41,9 +41,7 @@ def judge(
 def show_report(workdir: pathlib.Path) -> None:
     """Writes the page of the records made so far, and prints their table."""
     if jax.process_index() == 0:
-        page = reports.write_report(workdir)
-        print(reports.terminal_tables(reports.load_records(workdir)))
-        print(f"report: {page}")
+        reports.show_report(workdir)
 
 
 def transfer(run: Run) -> None:
@@ -60,7 +58,7 @@ def transfer(run: Run) -> None:
         with locked(other.workdir):
             learned[place] = learn_attacks(other, name, model, other.suite)
     run.accept()
-    tables = evaluation.transfer(
+    evaluation.transfer(
         models,
         run.data,
         run.suite,
@@ -72,11 +70,7 @@ def transfer(run: Run) -> None:
         learned=learned,
         progress=True,
     )
-    if jax.process_index() == 0:
-        page = reports.write_report(run.workdir)
-        for table in tables.values():
-            print(reports.transfer_table(table))
-        print(f"report: {page}")
+    show_report(run.workdir)
 
 
 class Part(NamedTuple):

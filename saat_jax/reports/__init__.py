@@ -2,14 +2,14 @@
 
 Reads `config.json`, `models/<model>/metrics.jsonl`, `records/<model>/<attack>.{json,npz}`,
 `learned/<model>/<network>/` and `transfer/<attack>.json` below a work directory. A run may be
-unfinished: what is there is shown, what is not is named. Knows nothing of networks, attacks or
-devices, and needs neither JAX nor TensorFlow.
+unfinished, or a file damaged: what is sound is shown, the rest is named. Knows nothing of networks,
+attacks or devices.
 
 Vocabulary: a *record* is the judgement of one model on one kind of query (`benign`, or the
 name of an attack); *hardening* is what turns the model `pretrained` into any other model.
 """
 
-from saat_jax.reports.page import write_report
+from saat_jax.reports.page import show_report, write_report
 from saat_jax.reports.records import load_records
 from saat_jax.reports.tables import (
     attack_table,
@@ -23,6 +23,7 @@ __all__ = [
     "attack_table",
     "iterations_table",
     "load_records",
+    "show_report",
     "summary_table",
     "terminal_tables",
     "transfer_table",

@@ -6,9 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from saat_jax.reports.records import BASE_MODEL, Record, display_name, is_benign, method
-
-TITLES = {"map": "MAP", "t_map": "t-MAP"}
+from saat_jax.reports.records import (
+    BASE_MODEL,
+    METRICS,
+    Record,
+    display_name,
+    is_benign,
+    method,
+    settings_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +89,17 @@ class Strongest:
 
 def query_label(record: Record) -> str:
     """Names the kind of query and the strength of its attack."""
-    settings = record.get("settings") or {}
     parts = [display_name(record["attack"])]
-    if settings.get("epsilon") is not None:
+    if settings_of(record).get("epsilon") is not None:
         parts.append(epsilon_text(record))
-    if "num_steps" in settings:
-        parts.append(f"{settings['num_steps']} steps")
+    if (steps := _num_steps(record)) is not None:
+        parts.append(f"{steps} steps")
     return ", ".join(parts)
 
 
 def epsilon_text(record: Record) -> str:
     """Writes the radius of an attack's ball: "8/255", "none", or "-" if there is no attack."""
-    settings = record.get("settings") or {}
+    settings = settings_of(record)
     if "epsilon" not in settings:
         return "-"
     return "none" if settings["epsilon"] is None else f"{255 * settings['epsilon']:.3g}/255"
@@ -106,7 +111,7 @@ def by_metric(records: Sequence[Record]) -> dict[str, list[tuple[str, Record]]]:
     Benign records measure both MAP and t-MAP.
     """
     groups: dict[str, list[tuple[str, Record]]] = {}
-    for key in TITLES:
+    for key in METRICS:
         for record in records:
             if key in record["metrics"]:
                 groups.setdefault(metric_name(key, record), []).append((key, record))
@@ -117,9 +122,8 @@ def sweeps(records: Sequence[Record]) -> list[Sweep]:
     """Finds the attacks that were run with several numbers of steps, by their settings."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        settings = dict(record.get("settings") or {})
-        if "num_steps" in settings:
-            del settings["num_steps"]
+        settings = dict(settings_of(record))
+        if settings.pop("num_steps", None) is not None:
             same = [method(record), record["targeted"], settings, record["protocol"]]
             group = record["model"], json.dumps(same, sort_keys=True)
             groups.setdefault(group, []).append(record)
@@ -147,8 +151,8 @@ def sweeps(records: Sequence[Record]) -> list[Sweep]:
     return found
 
 
-def _num_steps(record: Record) -> int:
-    return int(record["settings"]["num_steps"])
+def _num_steps(record: Record) -> Any:
+    return settings_of(record).get("num_steps")
 
 
 def most_steps(records: Sequence[Record]) -> list[Record]:
@@ -165,7 +169,7 @@ def strongest(records: Sequence[Record]) -> list[Strongest]:
     """
     balls: dict[tuple[str, float], dict[str, list[Record]]] = {}
     for record in records:
-        epsilon = (record.get("settings") or {}).get("epsilon")
+        epsilon = settings_of(record).get("epsilon")
         key = "t_map" if record["targeted"] else "map"
         if epsilon is not None and key in record["metrics"]:
             levels = math.floor(255 * epsilon + 1e-3) or round(255 * epsilon, 3)
@@ -187,7 +191,7 @@ def result_rows(records: Sequence[Record], *, theory: bool = True) -> list[Row]:
     """Sorts the numbers into rows: MAP with theory and base rate, then t-MAP with theory."""
     cells: dict[tuple[str, str], dict[str, float]] = {}
     attacks = set()
-    for key in TITLES:
+    for key in METRICS:
         for record in records:
             metric, label = metric_name(key, record), query_label(record)
             for name, row in ((key, label), (f"theory_{key}", f"{label}, theory")):
@@ -237,7 +241,7 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
 
 def metric_name(key: str, record: Record) -> str:
     """Names a metric with its cut-off: "map" is "MAP@5000", or "MAP@all"."""
-    return f"{TITLES[key]}@{record['protocol'].get('k') or 'all'}"
+    return f"{METRICS[key]}@{record['protocol'].get('k') or 'all'}"
 
 
 def protocols(records: Iterable[Record]) -> dict[str, list[str]]:
@@ -247,5 +251,7 @@ def protocols(records: Iterable[Record]) -> dict[str, list[str]]:
     for record in records:
         protocol: dict[str, Any] = record["protocol"]
         text = seen.setdefault(json.dumps(protocol, sort_keys=True), json.dumps(protocol))
-        owners.setdefault(text, []).append(f"{record['model']} {display_name(record['attack'])}")
+        # A transfer matrix is of no model alone.
+        owner = f"{record.get('model', '')} {display_name(record['attack'])}".strip()
+        owners.setdefault(text, []).append(owner)
     return owners

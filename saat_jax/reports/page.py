@@ -1,19 +1,66 @@
 """The report's page: one HTML file with its images and styles inside."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 from saat_jax import files
-from saat_jax.reports import analysis, figures, gallery, markup, results, tables
-from saat_jax.reports.records import BASE_MODEL, Run, display_name, is_benign, is_suite, load_run
-from saat_jax.reports.style import CSS
+from saat_jax.reports import analysis, charts, gallery, tables
+from saat_jax.reports.records import (
+    BASE_MODEL,
+    METRICS,
+    Record,
+    RunFiles,
+    display_name,
+    is_benign,
+    is_suite,
+    key_of,
+    load_run,
+    settings_of,
+)
 
-# A chart, and its PNG by theme.
-Drawing = tuple[figures.Chart, dict[str, bytes]]
-# Title, fraction, note.
-Tile = tuple[str, float | None, str]
+# What the page takes, by the name that is imported.
+_PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "pillow"}
+MINUS = "\N{MINUS SIGN}"
+# Retrieved items are shown small: what has more pixels a side is shrunk, for a lighter page.
+_MAX_THUMBNAIL = 112
+# Quantities of a change beside those of `tables.PERTURBATIONS`: head, factor, unit.
+_MORE_SIZES = {
+    "linf": ("L-inf", 255, "/255"),
+    "l2": ("L2", 1, ""),
+    "psnr": ("PSNR", 1, " dB"),
+}
+
+
+def show_report(workdir: str | os.PathLike[str]) -> None:
+    """Writes the page of a run and prints its tables; what is damaged is left out of both.
+
+    Args:
+        workdir: folder of the run.
+
+    Raises:
+        ModuleNotFoundError: if a package that the page takes is not installed. The tables are
+            printed all the same.
+        OSError: if the page cannot be written. The tables are printed all the same.
+        ValueError: once page and tables are there, if files of the run are damaged: which, what
+            is wrong with each, and what to do.
+    """
+    run, workdir = load_run(workdir), pathlib.Path(workdir)
+    parts = [tables.transfer_table(matrix) for matrix in run.transfer]
+    if run.records or not parts:
+        parts.append(tables.terminal_tables(run.records))
+    try:
+        # Before the table, which not every terminal can show.
+        path = _write(run, workdir)
+    finally:
+        print(tables.for_terminal("\n".join(parts), sys.stdout.encoding))
+    print(tables.for_terminal(f"report: {path}", sys.stdout.encoding))
+    if run.damaged:
+        faults = "\n".join(run.damaged)
+        raise ValueError(f"left out of the report, as damaged:\n{faults}")
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -23,241 +70,178 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     replaced whole, so a reader never meets half of one.
 
     Args:
-        workdir: folder of the run. Files it lacks are named on the page.
+        workdir: folder of the run. Files that it lacks, or that are damaged, are named on the page.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: if the folder does not exist, or a file in it is broken.
+        ValueError: if the folder does not exist.
     """
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise ValueError(f"expected the folder of a run, got {workdir}; has the run been started?")
-    run = load_run(workdir)
-    drawings = [
-        (chart, {theme: figures.draw(chart, theme=theme) for theme in figures.THEMES})
-        for chart in figures.make_charts(run)
-    ]
-    for chart, images in drawings:
-        files.write_bytes(workdir / "figures" / f"{chart.name}.png", images["light"])
-        files.write_bytes(workdir / "figures" / f"{chart.name}_dark.png", images["dark"])
+    return _write(load_run(workdir), pathlib.Path(workdir))
+
+
+def _write(run: RunFiles, workdir: pathlib.Path) -> pathlib.Path:
+    absent = [package for name, package in _PACKAGES.items() if not importlib.util.find_spec(name)]
+    if absent:
+        packages = " ".join(absent)
+        raise ModuleNotFoundError(f"no page without {packages}: pip install {packages}")
+    drawings = []
+    for chart in charts.make_charts(run):
+        images = {theme: charts.draw(chart, theme=theme) for theme in charts.THEMES}
+        for theme, suffix in (("light", ""), ("dark", "_dark")):
+            path = workdir / "figures" / f"{chart.name}{suffix}.png"
+            files.write_bytes(path, images[theme])
+        drawings.append((chart, {theme: gallery.address(image) for theme, image in images.items()}))
+    page = environment().get_template("page.html")
+    sections = {chart.section for chart, _ in drawings}
     path = workdir / "report.html"
-    files.write_bytes(path, _page(run, drawings).encode())
+    content = page.render(_values(run), drawings=drawings, sections=sections)
+    files.write_bytes(path, content.encode())
     return path
 
 
-def _page(run: Run, drawings: list[Drawing]) -> str:
-    protocol = [*run.records, *run.transfer, {"protocol": {}}][0]["protocol"]
-    subject = str(protocol.get("dataset", "unfinished run"))
-    if "num_bits" in protocol:
-        subject += f", {protocol['num_bits']} bits"
-    sections = [
-        _header(run, subject),
-        results.comparison(run),
-        _charts(
-            "How many steps an attack needs",
-            "No steps: benign queries. The dotted line is theory.",
-            "steps",
-            drawings,
+def environment(*packages: str) -> Any:
+    """Makes a Jinja environment on the templates of some packages, and on those of reports."""
+    # Imported here: reading records and printing the table need no engine of templates.
+    import jinja2
+    import markupsafe
+
+    def finalize(value: Any) -> Any:
+        # Names and settings may hold what no page should.
+        is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+        return tables.printable(value) if is_text else value
+
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(name) for name in (*packages, __package__)]
         ),
-        results.transfer(run),
-        gallery.image_grids(run),
-        gallery.retrieval_strips(run),
-        _charts(
-            "Retrieval curves",
-            "Colour and mark tell the attack; lines are listed as they lie, from the top."
-            if is_suite(run.records)
-            else "Colour tells the kind of query, line style the model.",
-            "curves",
-            drawings,
-        ),
-        _charts("Training", "", "training", drawings),
-        _learned(run, drawings),
-        _settings(run),
-    ]
-    return markup.document(
-        f"Robustness report: {subject}", "\n".join(filter(None, sections)), style=CSS
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
     )
+    made.filters.update(percent=_percent, sentence=_sentence, words=display_name)
+    made.globals.update(embed=gallery.embed, address=gallery.address)
+    return made
 
 
-def _header(run: Run, subject: str) -> str:
-    missing = ""
-    if run.missing:
-        items = "".join(f"<li>{markup.text(item)}</li>" for item in run.missing)
-        missing = f'<div class="missing"><p>Not there yet:</p><ul>{items}</ul></div>'
-    question, answer, tiles = _summary(run)
-    shown = "".join(
-        f'<div><dt>{markup.text(title)}</dt><dd class="value">{_big(value)}</dd>'
-        f"<dd>{markup.text(note)}</dd></div>"
-        for title, value, note in tiles
-    )
-    return (
-        f'<header>\n<p class="kicker">Robustness report: {markup.text(subject)}</p>\n'
-        f'<h1>{question}</h1>\n<p class="lead">{markup.text(answer)}</p>\n'
-        f'<dl class="tiles">{shown}</dl>\n{missing}</header>'
-    )
+def _percent(value: float | None, digits: int = 2) -> str:
+    # No line begins with the sign.
+    return tables.percent(value, digits).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _summary(run: Run) -> tuple[str, str, list[Tile]]:
-    """The page in ten seconds: a question, its answer, and at most four numbers."""
-    if run.transfer and not run.records:
-        return "Do attacks carry over from one model to another?", "See the tables below.", []
-    comparison = _headline(run)
-    before = [tables.percent(v, 1) for v in (comparison.clean_before, comparison.attacked_before)]
-    after = [tables.percent(v, 1) for v in (comparison.clean_after, comparison.attacked_after)]
-    question = "How much does this retrieval system lose under attack"
-    balls = [best for best in analysis.strongest(run.records) if best.model == BASE_MODEL]
-    if comparison.model is None and is_suite(run.records) and balls and "-" not in before:
-        return (f"{question}?", *_suite_summary(run, max(balls, key=_num_attacks)))
-    question += ", and does training win it back?"
-    if "-" in before:
-        answer = "Not known yet: the pretrained model has not been judged clean and under attack."
-    else:
-        answer = f"An attack takes the system's MAP from {before[0]} to {before[1]}."
-        if "-" in after or not comparison.comparable:
-            answer += " Whether training wins it back is not known yet."
-        else:
-            answer += (
-                f" After adversarial training it leaves {after[1]}, and MAP on clean queries goes "
-                f"from {before[0]} to {after[0]}."
-            )
-    return question, answer, _tiles(run, comparison)
+def _sentence(line: str) -> str:
+    """Turns a line for the terminal into a sentence of the page."""
+    arrow = line.replace("->", "\N{RIGHTWARDS ARROW}").replace("(-", f"({MINUS}")
+    return f"{arrow[:1].upper()}{arrow[1:]}."
 
 
-def _headline(run: Run) -> analysis.Comparison:
-    comparisons = analysis.compare(run.records)
-    return next((c for c in comparisons if c.model == "hardened"), comparisons[0])
+def _values(run: RunFiles) -> dict[str, Any]:
+    """What the template of the page is filled with, beside the charts."""
+    records, many = run.records, is_suite(run.records)
+    protocol = [*records, *run.transfer, {"protocol": {}}][0]["protocol"]
+    bits = f", {protocol['num_bits']} bits" if "num_bits" in protocol else ""
+    comparisons = analysis.compare(records)
+    headline = next((c for c in comparisons if c.model == "hardened"), comparisons[0])
+    benign = [r["metrics"] for r in records if is_benign(r) and r["model"] == BASE_MODEL]
+    strongest = analysis.strongest(records) if many else []
+    balls = [best for best in strongest if best.model == BASE_MODEL and headline.model is None]
+    if None in (headline.clean_before, headline.attacked_before):
+        balls = []
+    pictured = [record for record in records if key_of(record) in run.examples]
+    if many:
+        best = _attacks(analysis.strongest(pictured))
+        pictured = [record for record in pictured if is_benign(record) or record in best]
+    shown = [len(run.examples[key_of(record)]["images"]) for record in pictured]
+    return {
+        "run": run,
+        "many": many,
+        "several": len({record["model"] for record in records}) > 1,
+        "subject": f"{protocol.get('dataset', 'unfinished run')}{bits}",
+        "headline": headline,
+        "suite": max(balls, key=lambda ball: sum(ball.num_attacks.values()), default=None),
+        "benign": benign[0] if benign else {},
+        "gains": [line for c in comparisons if (line := tables.gain_line(c))],
+        "strongest": _attacks(strongest),
+        "scores": _scores(records),
+        "measures": _measures([record for record in records if record.get("perturbation")]),
+        "images": gallery.image_groups(run),
+        "retrieved": pictured,
+        "queries": range(min(gallery.MAX_QUERIES, *shown)) if shown else (),
+        "settings": _settings(records),
+        "config": json.dumps(run.config, indent=2, ensure_ascii=False),
+        "metrics": METRICS,
+        "minus": MINUS,
+        "max_thumbnail": _MAX_THUMBNAIL,
+        "sizes": [head for _, *head in tables.PERTURBATIONS.values()],
+        "attack_cells": tables.attack_cells,
+        "class_names": gallery.class_names,
+        "key_of": key_of,
+        "points": tables.points,
+        "protocol_lines": tables.protocol_lines,
+        "query_label": analysis.query_label,
+        "times": tables.times,
+        "transfer_rows": tables.transfer_rows,
+        "transfer_title": tables.transfer_title,
+    }
 
 
-def _num_attacks(best: analysis.Strongest) -> int:
-    return sum(best.num_attacks.values())
+def _attacks(strongest: list[analysis.Strongest]) -> list[Record]:
+    return [record for best in strongest for record in best.attacks.values()]
 
 
-def _suite_summary(run: Run, best: analysis.Strongest) -> tuple[str, list[Tile]]:
-    """Answers for many attacks on one model: the strongest of either kind."""
-    benign = next(r for r in run.records if r["model"] == best.model and is_benign(r))
-    sentences, tiles = [], list[Tile]()
-    for key, record in best.attacks.items():
-        title = analysis.TITLES[key]
-        clean, attacked = benign["metrics"].get(key), record["metrics"][key]
-        kind = "that steer towards chosen labels" if record["targeted"] else "that drive away"
-        sentences.append(
-            f"Of {best.num_attacks[key]} attacks {kind}, {display_name(record['attack'])} is the "
-            f"strongest: it takes {title} from {tables.percent(clean, 1)} to "
-            f"{tables.percent(attacked, 1)}."
-        )
-        tiles += [
-            (f"Clean {title}", clean, "benign queries"),
-            (f"Attacked {title}", attacked, analysis.query_label(record)),
-        ]
-    sentences.append(f"As 8-bit images, all of these stay within {best.epsilon:g} of 255 levels.")
-    return " ".join(sentences), tiles
+def _scores(records: list[Record]) -> dict[str, list[list[tuple[str, Record]]]]:
+    """The records of each metric by attack: benign, then from the strongest on the first model."""
+    scores = {}
+    for metric, group in analysis.by_metric(records).items():
+        attacks: dict[str, list[tuple[str, Record]]] = {}
+        for key, record in group:
+            attacks.setdefault(record["attack"], []).append((key, record))
+
+        def rank(rows: list[tuple[str, Record]]) -> float:
+            key, record = rows[0]
+            return -2.0 if is_benign(record) else record["metrics"][key] * (-1) ** (key == "t_map")
+
+        scores[metric] = sorted(attacks.values(), key=rank)
+    return scores
 
 
-def _tiles(run: Run, comparison: analysis.Comparison) -> list[Tile]:
-    strength = "".join(comparison.attacks) or "not yet known"
-    if len(comparison.attacks) > 1:
-        strength = f"worst of {len(comparison.attacks)} attacks"
-    name = comparison.model or "hardened"
-    gain = tables.times(comparison.attacked_before, comparison.attacked_after)
-    cost = tables.points(comparison.clean_before, comparison.clean_after)
-    if not comparison.comparable:
-        gain = cost = "measured by another protocol"
-    rates = [r["protocol"]["base_rate"] for r in run.records if "base_rate" in r["protocol"]]
-    base_rate = f"base rate {tables.percent(rates[0], 1)}" if rates else "pretrained"
-    return [
-        ("Clean MAP", comparison.clean_before, base_rate),
-        ("Attacked MAP", comparison.attacked_before, strength),
-        (f"Attacked MAP, {name}", comparison.attacked_after, gain or "not yet known"),
-        (
-            f"Clean MAP, {name}",
-            comparison.clean_after,
-            cost.replace("-", results.MINUS) or "not yet known",
-        ),
-    ]
+def _measures(records: list[Record]) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and rows of the measures of the change that the scores do not show."""
+    if not records:
+        return None
+    found = {name for record in records for name in record["perturbation"]}
+    # A quantity that is in no list shows under its own name.
+    other = sorted(found - set(tables.PERTURBATIONS) - set(_MORE_SIZES))
+    sizes = {**_MORE_SIZES, **{name: (name, 1, "") for name in other}}
+    rows = []
+    for record in records:
+        rounded = [v for name, v in record["metrics"].items() if name.endswith("_8bit")]
+        row = [_title(record), tables.percent(rounded[0] if rounded else None)]
+        for name, (_, factor, unit) in sizes.items():
+            value = record["perturbation"].get(name)
+            row.append("-" if value is None else f"{value * factor:.3g}{unit}")
+        rows.append(row)
+    return ["model: query", "as 8-bit images", *(head for head, *_ in sizes.values())], rows
 
 
-def _big(value: float | None) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return tables.percent(value, 1).replace(" %", " <small>%</small>")
-
-
-def _charts(title: str, note: str, section: str, drawings: list[Drawing]) -> str:
-    shown = [(chart, images) for chart, images in drawings if chart.section == section]
-    if not shown:
-        return ""
-    body = "".join(
-        f"<figure><figcaption>{markup.text(chart.title)}</figcaption>"
-        + markup.themed(
-            markup.data_uri("image/png", images["dark"]),
-            markup.data_uri("image/png", images["light"]),
-            chart.description,
-        )
-        + "</figure>\n"
-        for chart, images in shown
-    )
-    body = f'<div class="charts">\n{body}</div>\n'
-    intro = f"<p>{note}</p>\n" if note else ""
-    return f"<section>\n<h2>{title}</h2>\n{intro}{body}</section>" if title else body
-
-
-def _learned(run: Run, drawings: list[Drawing]) -> str:
-    """Shows how the networks that attacks train came along: newest samples, and curves."""
-    grids = "".join(
-        f"<figure><figcaption>{markup.text(_sample_title(*key, path))}</figcaption>"
-        f"{markup.picture_file(path, _sample_title(*key, path))}</figure>\n"
-        for key, path in run.samples.items()
-    )
-    curves = _charts("", "", "learned", drawings)
-    if not grids and not curves:
-        return ""
-    return (
-        f'<section class="learned">\n<h2>What the attacks learned</h2>\n{grids}{curves}</section>'
-    )
-
-
-def _sample_title(model: str, network: str, path: pathlib.Path) -> str:
-    step = int(path.stem.removeprefix("step_"))
-    return (
-        f"{display_name(network)} for {model} after {step} steps: queries, what it makes of them, "
-        "and the change, magnified 8 times around grey"
-    )
-
-
-def _settings(run: Run) -> str:
-    facts = ("device", "version")
-    # The comparison shows the other two.
-    found = dict.fromkeys(name for r in run.records for name in r.get("settings") or {})
+def _settings(records: list[Record]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the settings that the scores do not show."""
+    found = dict.fromkeys(name for record in records for name in settings_of(record))
     names = [name for name in found if name not in ("num_steps", "epsilon")]
+    facts = ("device", "version")
     rows = [
-        [f"{record['model']}: {display_name(record['attack'])}"]
-        + [_value((record.get("settings") or {}).get(name)) for name in names]
-        + [_value(record.get(name)) for name in facts]
-        for record in run.records
+        [
+            _title(record),
+            *(tables.plain(settings_of(record).get(name)) for name in names),
+            *(tables.plain(record.get(name)) for name in facts),
+        ]
+        for record in records
     ]
-    heads = ["model: query", *(name.replace("_", " ") for name in (*names, *facts))]
-    table = ""
-    if rows:
-        table = (
-            "<details><summary>Settings of the attacks</summary>\n"
-            + markup.table("Beside steps and epsilon, see Results.", heads, rows)
-            + "</details>\n"
-        )
-    config = ""
-    if run.config:
-        text = json.dumps(run.config, indent=2, ensure_ascii=False)
-        config = (
-            "<details><summary>Configuration of the run</summary>\n"
-            f'<pre tabindex="0">{markup.text(text)}</pre></details>\n'
-        )
-    if not table and not config:
-        return ""
-    return f"<section>\n<h2>How it was run</h2>\n{table}\n{config}</section>"
+    return ["model: query", *map(display_name, (*names, *facts))], rows
 
 
-def _value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _title(record: Record) -> str:
+    return f"{record['model']}: {display_name(record['attack'])}"

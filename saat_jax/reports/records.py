@@ -1,37 +1,75 @@
 """The files of a run, read and checked."""
 
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from saat_jax import files
+from saat_jax import files, options
 
+K = TypeVar("K")
+T = TypeVar("T")
 Record = dict[str, Any]
 Examples = dict[str, np.ndarray]
 
 BASE_MODEL = "pretrained"
+METRICS = options.Choices("metric", {"map": "MAP", "t_map": "t-MAP"})
 # A run with more attacks than this compares attacks; with fewer, models.
 _FEW_ATTACKS = 4
-_RECORD_FIELDS = {"targeted": bool, "metrics": dict, "curves": dict, "protocol": dict}
-_MATRIX_FIELDS = {"metric": str, "benign": dict, "matrix": dict, "protocol": dict}
-_EXAMPLE_ARRAYS = (
-    "images",
-    "benign_images",
-    "top_images",
-    "top_relevant",
-    "labels",
-    "target_labels",
-    "class_names",
-)
+_AGAIN = "delete it and evaluate again"
+
+# What the files hold, as `_problem` reads it. A mean of shares may be rounded to above 1.
+_SHARE = options.Range(0, 1 + 1e-6)
+_MADE = {
+    "protocol": {"k": (None, options.RANGES["k"]), "base_rate": (None, _SHARE)},
+    "settings": (
+        None,
+        {
+            "attack": (None, str),
+            "epsilon": (None, options.RANGES["epsilon"]),
+            "num_steps": (None, options.RANGES["num_steps"]),
+        },
+    ),
+}
+_RECORD = {
+    "model": str,
+    "attack": str,
+    "targeted": bool,
+    "metrics": {...: _SHARE},
+    "curves": {
+        f"{kind}{labels}": (None, {axis: [float], "precision": [_SHARE]})
+        for kind, axis in (("precision_recall", "recall"), ("precision_at_n", "n"))
+        for labels in ("", "_target")
+    },
+    "perturbation": (None, {...: float}),
+    "seconds_per_image": (None, options.Range(0)),
+    **_MADE,
+}
+_MATRIX = {"metric": METRICS, "benign": {...: _SHARE}, "matrix": {...: {}}, **_MADE}
+_KINDS = {
+    **{str: "a text", bool: "true or false", float: "a number"},
+    np.floating: "floats from 0 to 1",
+    np.uint8: "uint8",
+    np.bool_: "booleans",
+    np.str_: "texts",
+}
+# The sides of an array, equal letters being equal lengths, and what its entries are to NumPy.
+_ARRAYS = {
+    "images": ("nhw3", np.floating),
+    "benign_images": ("nhw3", np.floating),
+    "top_images": ("ntyx3", np.uint8),
+    "top_relevant": ("nt", np.bool_),
+    "labels": ("nc", np.bool_),
+    "target_labels": ("nc", np.bool_),
+    "class_names": ("c", np.str_),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFiles:
     """Everything a report is made of.
 
     Attributes:
@@ -39,26 +77,55 @@ class Run:
         examples: arrays of a few queries, by (model, attack).
         training: logged lines by model, in model order.
         learned: logged lines of the networks that attacks train, by (model, network).
-        samples: newest sample grid of such a network, as PNG file, by (model, network).
+        samples: step and PNG file of the newest sample grid of such a network.
         transfer: transfer matrices, as `evaluation.transfer` wrote them, non-targeted first.
         config: the run's configuration; empty if the file is missing.
-        missing: what an unfinished run has not left yet, in words.
+        damaged: files that are left out: which, what is wrong with each, and what to do.
     """
 
     records: list[Record]
     examples: dict[tuple[str, str], Examples]
     training: dict[str, list[dict[str, Any]]]
     learned: dict[tuple[str, str], list[dict[str, Any]]]
-    samples: dict[tuple[str, str], pathlib.Path]
+    samples: dict[tuple[str, str], tuple[int, pathlib.Path]]
     transfer: list[Record]
     config: dict[str, Any]
-    missing: list[str]
+    damaged: list[str]
 
     @property
     def models(self) -> list[str]:
         """Names of the models that were trained or judged, `pretrained` first."""
         names = {record["model"] for record in self.records} | set(self.training)
-        return sorted(names, key=_model_order)
+        return sorted(names, key=_base_first)
+
+    @property
+    def base_rate(self) -> float | None:
+        """What a random order scores: the share of relevant pairs; None if no record says it."""
+        rates = (record["protocol"].get("base_rate") for record in self.records)
+        return next((rate for rate in rates if rate is not None), None)
+
+    @property
+    def missing(self) -> list[str]:
+        """What an unfinished run has not left yet, in words.
+
+        Every model and every attack seen anywhere is expected.
+        """
+        missing = [] if self.config else ["the configuration (config.json)"]
+        if self.transfer and not (self.records or self.training):
+            return missing
+        models = self.models or [BASE_MODEL]
+        attacks = list(dict.fromkeys(record["attack"] for record in self.records)) or ["benign"]
+        missing += [f"the training log of {name}" for name in models if name not in self.training]
+        found = set(map(key_of, self.records))
+        for key in [(model, attack) for model in models for attack in attacks]:
+            if key not in found or key not in self.examples:
+                what = "example images" if key in found else "record"
+                missing.append(f"the {what} of {key[0]} on {display_name(key[1])} queries")
+        if attacks == ["benign"]:
+            missing.append("the record of an attack")
+        if len(models) == 1 and not is_suite(self.records):
+            missing.append("a hardened model")
+        return missing
 
 
 def load_records(workdir: str | os.PathLike[str]) -> list[Record]:
@@ -72,13 +139,79 @@ def load_records(workdir: str | os.PathLike[str]) -> list[Record]:
         queries, then non-targeted, then targeted attacks. Empty if there are none.
 
     Raises:
-        ValueError: if a file is not JSON, or lacks a field.
+        ValueError: if a file is damaged: which, what is wrong with it, and what to do.
     """
-    records = [load_record(path) for path in pathlib.Path(workdir).glob("records/*/*.json")]
+    return _in_order(map(load_record, _find(pathlib.Path(workdir), "records/*/*.json").values()))
+
+
+def load_run(workdir: str | os.PathLike[str]) -> RunFiles:
+    """Reads the files of a run; those that are damaged are left out.
+
+    Raises:
+        ValueError: if the folder does not exist.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise ValueError(f"expected the folder of a run, got {workdir}; has the run been started?")
+    damaged = []
+
+    def read(paths: Mapping[K, pathlib.Path], load: Callable[[pathlib.Path], T]) -> dict[K, T]:
+        found = {}
+        for key, path in paths.items():
+            try:
+                found[key] = load(path)
+            except (ValueError, OSError) as error:
+                damaged.append(str(error))
+        return found
+
+    records = read(_find(workdir, "records/*/*.json"), load_record)
+    arrays = _find(workdir, "records/*/*.npz")
+    examples = read({key: path for key, path in arrays.items() if key in records}, load_examples)
+    training = read(_find(workdir, "models/*/metrics.jsonl"), _load_log)
+    learned = read(_find(workdir, "learned/*/*/metrics.jsonl"), _load_log)
+    samples: dict[tuple[str, str], tuple[int, pathlib.Path]] = {}
+    for (model, network, _, name), path in _find(workdir, "learned/*/*/samples/step_*.png").items():
+        # Other files may lie there.
+        if (step := name.removeprefix("step_")).isdecimal():
+            newest = samples.get((model, network), (-1, path))
+            samples[model, network] = max(newest, (int(step), path))
+    matrices = read(_find(workdir, "transfer/*.json"), _load_matrix)
+    config = read(_find(workdir, "config.json"), files.read_json)
+    return RunFiles(
+        _in_order(records.values()),
+        {(model, attack): found for (model, attack), found in examples.items()},
+        {model: lines for (model, _), lines in training.items()},
+        {(model, network): lines for (model, network, _), lines in learned.items()},
+        samples,
+        sorted(matrices.values(), key=lambda matrix: matrix["metric"]),
+        next(iter(config.values()), {}),
+        damaged,
+    )
+
+
+def _find(workdir: pathlib.Path, pattern: str) -> dict[tuple[str, ...], pathlib.Path]:
+    """The files of a pattern by what tells them apart: the folders below the first, and the stem.
+
+    In order, `pretrained` before others.
+    """
+    paths = {(*p.relative_to(workdir).parts[1:-1], p.stem): p for p in workdir.glob(pattern)}
+    return {key: paths[key] for key in sorted(paths, key=lambda key: [*map(_base_first, key)])}
+
+
+def _base_first(name: str) -> tuple[bool, str]:
+    return name != BASE_MODEL, name
+
+
+def _in_order(records: Iterable[Record]) -> list[Record]:
     return sorted(
         records,
-        key=lambda r: (*_model_order(r["model"]), r["targeted"], not is_benign(r), r["attack"]),
+        key=lambda r: (_base_first(r["model"]), r["targeted"], not is_benign(r), r["attack"]),
     )
+
+
+def key_of(record: Record) -> tuple[str, str]:
+    """Model and attack of a record."""
+    return record["model"], record["attack"]
 
 
 def is_benign(record: Record) -> bool:
@@ -91,125 +224,108 @@ def is_suite(records: Sequence[Record]) -> bool:
     return len({record["attack"] for record in records if not is_benign(record)}) > _FEW_ATTACKS
 
 
+def settings_of(record: Record) -> dict[str, Any]:
+    """The settings of a record's attack; empty for no attack."""
+    return record.get("settings") or {}
+
+
 def method(record: Record) -> str:
     """Names the method of an attack: one for all its settings, and `benign` for no attack."""
-    return str((record.get("settings") or {}).get("attack", record["attack"]))
+    return settings_of(record).get("attack") or record["attack"]
 
 
-def load_run(workdir: pathlib.Path) -> Run:
-    """Reads all files of a run; ValueError names the broken one."""
-    records = load_records(workdir)
-    training = {
-        path.parent.name: _load_lines(path)
-        for path in sorted(
-            workdir.glob("models/*/metrics.jsonl"), key=lambda p: _model_order(p.parent.name)
-        )
-    }
-    examples = {}
-    for record in records:
-        path = workdir / "records" / record["model"] / f"{record['attack']}.npz"
-        if path.exists():
-            examples[record["model"], record["attack"]] = load_examples(path)
-    config_path = workdir / "config.json"
-    config = _load_json(config_path) if config_path.exists() else {}
-    learned = {
-        (path.parts[-3], path.parts[-2]): _load_lines(path)
-        for path in sorted(
-            workdir.glob("learned/*/*/metrics.jsonl"),
-            key=lambda p: (_model_order(p.parts[-3]), p.parts[-2]),
-        )
-    }
-    samples = {}
-    for model, network in learned:
-        grids = (workdir / "learned" / model / network / "samples").glob("step_*.png")
-        if newest := max(grids, key=lambda p: int(p.stem.removeprefix("step_")), default=None):
-            samples[model, network] = newest
-    transfer = [
-        _check({**_load_json(path), "attack": path.stem}, path, _MATRIX_FIELDS)
-        for path in sorted(workdir.glob("transfer/*.json"))
-    ]
-    transfer.sort(key=lambda matrix: matrix["metric"])
-    run = Run(records, examples, training, learned, samples, transfer, config, [])
-    return dataclasses.replace(run, missing=_missing(run))
-
-
-def _missing(run: Run) -> list[str]:
-    """Lists what is absent, taking every model and attack seen anywhere as expected."""
-    found = {(record["model"], record["attack"]) for record in run.records}
-    attacks = list(dict.fromkeys(record["attack"] for record in run.records)) or ["benign"]
-    models = run.models or [BASE_MODEL]
-    missing = [] if run.config else ["the configuration (config.json)"]
-    if run.transfer and not (run.records or run.training):
-        return missing
-    missing += [f"the training log of {model}" for model in models if model not in run.training]
-    for pair in ((model, attack) for model in models for attack in attacks):
-        if pair not in found:
-            missing.append(f"the record of {pair[0]} on {display_name(pair[1])} queries")
-        elif pair not in run.examples:
-            missing.append(f"the example images of {pair[0]} on {display_name(pair[1])} queries")
-    if attacks == ["benign"]:
-        missing.append("the record of an attack")
-    if len(models) == 1 and not is_suite(run.records):
-        missing.append("a hardened model")
-    return missing
-
-
-def display_name(attack: str) -> str:
-    """Spells an attack's file name as words: `mainstay_targeted` is "mainstay targeted"."""
-    return attack.replace("_", " ")
-
-
-def _model_order(name: str) -> tuple[bool, str]:
-    return name != BASE_MODEL, name
+def display_name(name: str) -> str:
+    """Spells the name of an attack or a network as words: `mainstay_targeted`."""
+    return name.replace("_", " ")
 
 
 def load_record(path: pathlib.Path) -> Record:
     """Reads a record's JSON; ValueError says what is wrong with it."""
-    record = _check(_load_json(path), path, _RECORD_FIELDS)
+    record = _checked(files.read_json(path, cure=_AGAIN), _RECORD, str(path))
     expected = {"model": path.parent.name, "attack": path.stem}
-    got = {field: record.get(field) for field in expected}
+    got = {field: record[field] for field in expected}
     if got != expected:
         raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
     return record
 
 
-def _check(record: Record, path: pathlib.Path, fields: Mapping[str, type]) -> Record:
-    for field, kind in fields.items():
-        if not isinstance(record.get(field), kind):
-            raise ValueError(
-                f"{path}: expected a field {field!r} of type {kind.__name__}, got "
-                f"{record.get(field)!r}; evaluate {path.parent.name} again"
-            )
-    return record
+def _load_matrix(path: pathlib.Path) -> Record:
+    matrix = {**files.read_json(path, cure=_AGAIN), "attack": path.stem}
+    _checked(matrix, _MATRIX, str(path))
+    judges = dict.fromkeys(matrix["benign"], _SHARE)
+    return _checked(matrix, {"matrix": {...: judges}}, str(path))
 
 
-def _load_json(path: pathlib.Path) -> dict[str, Any]:
-    return _parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _parse(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place} is not valid JSON ({error}); delete it and run its stage again"
-        ) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _load_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads one JSON object a line."""
-    # A resumed run writes again the line that was cut.
-    lines = enumerate(files.whole_lines(path), 1)
-    return [_parse(line, f"{path}, line {number}") for number, line in lines]
+def _load_log(path: pathlib.Path) -> list[dict[str, float]]:
+    """Reads the lines of a training log. A resumed run writes again the line that was cut."""
+    cure = "remove the line"
+    lines = enumerate(files.read_json_lines(path, cure=cure), 1)
+    return [_checked(line, {...: float}, f"{path}, line {i}", cure) for i, line in lines]
 
 
 def load_examples(path: pathlib.Path) -> Examples:
     """Reads a record's arrays of a few queries; ValueError says what is wrong with them."""
-    examples = files.read_arrays(path)
-    absent = [name for name in _EXAMPLE_ARRAYS if name not in examples]
-    if absent:
-        raise ValueError(f"{path} lacks the arrays {absent}; delete it and evaluate again")
+    examples = files.read_arrays(path, cure=_AGAIN, names=tuple(_ARRAYS))
+    sides = {"3": 3}
+    for name, (letters, kind) in _ARRAYS.items():
+        array = examples[name]
+        if (
+            array.ndim != len(letters)
+            or not np.issubdtype(array.dtype, kind)
+            or [sides.setdefault(*pair) for pair in zip(letters, array.shape, strict=True)]
+            != [*array.shape]
+            or (kind is np.floating and not np.all((array >= 0) & (array <= 1)))
+        ):
+            expected = ", ".join(str(sides.get(letter, letter)) for letter in letters)
+            raise ValueError(
+                f"{path}: {name} must be [{expected}] of {_KINDS[kind]}, got {[*array.shape]} of "
+                f"{array.dtype}; {_AGAIN}"
+            )
     return examples
+
+
+def _checked(tree: T, shape: Any, place: str, cure: str = _AGAIN) -> T:
+    """Returns a tree of JSON's types; ValueError says what in it is not of a shape."""
+    if problem := _problem(tree, shape, ""):
+        raise ValueError(f"{place}: {problem}; {cure}")
+    return tree
+
+
+def _problem(value: Any, shape: Any, field: str) -> str:
+    """What is wrong with a value, in words; empty if nothing is.
+
+    A shape is a type, a range, a table of names; `(None, shape)` for what may be absent; a list
+    of one shape; or the shapes of an object's fields, `...` standing for all fields that there
+    are. No list is empty, and those of one object are of one length.
+    """
+    got = f"got {options.shortened(repr(value), 60)}"
+    names: Iterable[Any] = ()
+    if isinstance(shape, options.Range):  # A tuple too.
+        problem = shape.problem(value)
+        return problem and f"{field} {problem}"
+    if isinstance(shape, tuple):
+        return "" if value is None else _problem(value, shape[1], field)
+    if isinstance(shape, options.Choices):
+        return "" if value in list(shape) else f"{field} must be one of {sorted(shape)}, {got}"
+    if isinstance(shape, type):
+        fits = isinstance(value, int | float if shape is float else shape)
+        # A truth value is a number to Python, and NaN is no other's equal.
+        if fits and value == value and (shape is bool or not isinstance(value, bool)):
+            return ""
+        return f"{field} must be {_KINDS[shape]}, {got}"
+    if isinstance(shape, list):
+        if not isinstance(value, list) or not value:
+            return f"{field} must be a list that is not empty, {got}"
+        parts = [(part, shape[0], f"{field}[{i}]") for i, part in enumerate(value)]
+    else:
+        if not isinstance(value, dict):
+            return f"{field} must be an object of JSON, {got}"
+        names = value if ... in shape else shape
+        parts = [
+            (value.get(name), shape.get(name, shape.get(...)), f"{field}.{name}".lstrip("."))
+            for name in names
+        ]
+    if problem := next(filter(None, (_problem(*part) for part in parts)), ""):
+        return problem
+    lengths = {len(value[name]) for name in names if isinstance(shape.get(name), list)}
+    return f"{field} must have lists of one length, got {sorted(lengths)}" * (len(lengths) > 1)

@@ -4,8 +4,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from saat_jax import options
 from saat_jax.reports import analysis
-from saat_jax.reports.records import BASE_MODEL, Record, display_name, is_suite
+from saat_jax.reports.records import (
+    BASE_MODEL,
+    METRICS,
+    Record,
+    display_name,
+    is_suite,
+    settings_of,
+)
 
 # Per quantity of a change: factor of the number that papers print, and head, in two lines.
 PERTURBATIONS = {
@@ -14,6 +22,28 @@ PERTURBATIONS = {
     "mse": (1e4, "MSE", "x1e-4"),
     "root_mean_square": (1e2, "Per.", "x1e-2"),
 }
+# The one letter of the tables that not every terminal has.
+_RULE = "\N{BOX DRAWINGS LIGHT HORIZONTAL}"
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, and what is no character at all, are shown as escapes."""
+    return "\n".join(options.shortened(line, 10 * len(line)) for line in text.split("\n"))
+
+
+def for_terminal(text: str, encoding: str | None) -> str:
+    r"""Text as a terminal of an encoding can show it, such as `sys.stdout.encoding`.
+
+    Example:
+        >>> for_terminal("\u2500 \u00e9", "ascii")
+        '- \\xe9'
+    """
+    text, encoding = printable(text), encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace(_RULE, "-").encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -28,7 +58,7 @@ def attack_cells(key: str, record: Record) -> list[str]:
     return [
         percent(record["metrics"][key]),
         percent(record["metrics"].get(f"theory_{key}")),
-        str((record.get("settings") or {}).get("num_steps", "-")),
+        plain(settings_of(record).get("num_steps")),
         analysis.epsilon_text(record),
         *(
             f"{sizes[name] * factor:.2f}" if name in sizes else "-"
@@ -43,7 +73,7 @@ def strongest_lines(records: Sequence[Record]) -> list[str]:
     lines = []
     for best in analysis.strongest(records):
         names = [
-            f"{display_name(r['attack'])} ({analysis.TITLES[key]} {percent(r['metrics'][key])})"
+            f"{display_name(r['attack'])} ({METRICS[key]} {percent(r['metrics'][key])})"
             for key, r in best.attacks.items()
         ]
         lines.append(f"strongest on {best.model} within {best.epsilon:g}/255: {'; '.join(names)}")
@@ -86,7 +116,7 @@ def protocol_lines(records: Sequence[Record]) -> list[str]:
     lines = []
     for protocol, owners in protocols.items():
         words = "; ".join(
-            f"{key.removeprefix('num_').replace('_', ' ')} {_plain(value)}"
+            f"{key.removeprefix('num_').replace('_', ' ')} {plain(value, 'all')}"
             for key, value in json.loads(protocol).items()
         )
         whose = f" of {', '.join(owners)}" if len(protocols) > 1 else ""
@@ -94,10 +124,11 @@ def protocol_lines(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any, absent: str = "-") -> str:
+    """Writes a setting in a few letters; `absent` for None."""
     if value is None:
-        return "all"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return absent
+    return f"{value:.4g}" if isinstance(value, float) else options.shortened(value)
 
 
 def terminal_tables(records: Sequence[Record]) -> str:
@@ -220,13 +251,19 @@ def transfer_table(matrix: dict[str, Any]) -> str:
 
     Rows are the models that images were crafted on, columns those that judged them.
     """
-    targets = list(matrix["benign"])
-    rows = {"benign": matrix["benign"], **matrix["matrix"]}
     table = [
-        [transfer_title(matrix), *targets],
-        *([name, *(percent(row[target]) for target in targets)] for name, row in rows.items()),
+        [transfer_title(matrix), *matrix["benign"]],
+        *(
+            [name, *(percent(row[target]) for target in matrix["benign"])]
+            for name, row in transfer_rows(matrix).items()
+        ),
     ]
-    return "\n".join([*aligned(table), *protocol_lines([{"model": "", **matrix}])])
+    return "\n".join([*aligned(table), *protocol_lines([matrix])])
+
+
+def transfer_rows(matrix: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The rows of a transfer matrix by who crafted the images: nobody, then each model."""
+    return {"benign": matrix["benign"], **matrix["matrix"]}
 
 
 def transfer_title(matrix: dict[str, Any]) -> str:
@@ -242,7 +279,7 @@ def aligned(table: Sequence[Sequence[str]], *, num_heads: int = 1) -> list[str]:
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in table
     ]
-    rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * (sum(widths) + 2 * (len(widths) - 1))
+    rule = _RULE * (sum(widths) + 2 * (len(widths) - 1))
     return [*lines[:num_heads], rule, *lines[num_heads:], rule]
 
 

@@ -1,4 +1,4 @@
-"""Charts of a run, as PNG bytes.
+"""Charts: what a run's files allow, and how a chart is drawn, as PNG or SVG bytes.
 
 Every chart exists for a light and for a dark page, on a transparent ground. Colour and mark tell
 the kind of query, line style the model. Equal input gives equal bytes.
@@ -6,11 +6,20 @@ the kind of query, line style the model. Equal input gives equal bytes.
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from saat_jax import options
 from saat_jax.reports import analysis
-from saat_jax.reports.records import Record, Run, display_name, is_benign, is_suite, method
+from saat_jax.reports.records import (
+    METRICS,
+    Record,
+    RunFiles,
+    display_name,
+    is_benign,
+    is_suite,
+    method,
+)
 
 THEMES = {"light": "#1d2126", "dark": "#e4e7eb"}
 # Each has at least 3:1 contrast with white and with the dark page.
@@ -61,11 +70,13 @@ class Chart:
         return f"{self.title}: {self.y_label} against {self.x_label}. {ends}."
 
 
-def make_charts(run: Run) -> list[Chart]:
+def make_charts(run: RunFiles) -> list[Chart]:
     """Lists the charts that the files of the run allow; those without lines are left out."""
     charts = [
-        *_curve_charts(run, "precision_recall", ("recall", "precision")),
-        *_curve_charts(run, "precision_at_n", ("n", "precision")),
+        *_curve_charts(run, "precision_recall", "recall", "Precision and recall", "recall"),
+        *_curve_charts(
+            run, "precision_at_n", "n", "Precision at N", "N, length of the returned list"
+        ),
         *_sweep_charts(run),
         *_training_charts(run),
         *_learned_charts(run),
@@ -75,20 +86,20 @@ def make_charts(run: Run) -> list[Chart]:
 
 def draw(chart: Chart, *, theme: str) -> bytes:
     """Draws a chart as a PNG with a transparent ground, its text in the ink of `theme`."""
-    figure = new_figure(*chart_size(chart))
-    plot(figure, chart, ink=THEMES[theme])
-    return save(figure)
+    canvas = new_canvas(*chart_size(chart))
+    plot(canvas, chart, ink=THEMES[theme])
+    return save(canvas)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """Makes an empty Matplotlib figure of a size in inches."""
+def new_canvas(width: float, height: float) -> Any:
+    """Makes an empty canvas (what Matplotlib calls a figure) of a size in inches."""
     # Imported here: reading records and printing the table need no plotting library.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=200)
-    FigureCanvasAgg(figure)
-    return figure
+    canvas = Figure(figsize=(width, height), dpi=200)
+    FigureCanvasAgg(canvas)
+    return canvas
 
 
 def chart_size(chart: Chart) -> tuple[float, float]:
@@ -105,12 +116,12 @@ def _below(chart: Chart) -> tuple[float, int, int]:
     return 0.55 + 0.19 * num_rows, num_rows, num_columns
 
 
-def plot(figure: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float = 0) -> None:
-    """Plots a chart into a figure; `left` and `bottom` are its corner in inches."""
+def plot(canvas: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float = 0) -> None:
+    """Plots a chart on a canvas; `left` and `bottom` are its corner in inches."""
     # The axes are placed by hand so that charts side by side line up.
     below, num_rows, num_columns = _below(chart)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes(
+    width, height = canvas.get_size_inches()
+    axes = canvas.add_axes(
         ((left + 0.55) / width, (bottom + below) / height, 4.0 / width, 2.5 / height)
     )
     ticks = sorted({x for line in chart.lines for x in line.x})
@@ -127,7 +138,8 @@ def plot(figure: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float 
             marker=line.mark or ("o" if len(line.x) == 1 else None),
             markersize=4.5,
             markevery=(0.2 * place, 0.2) if is_curve else None,
-            label=line.label,
+            # Between dollars, Matplotlib reads formulas.
+            label=options.shortened(line.label).replace("$", r"\$"),
         )
     if chart.is_fraction:
         axes.set_ylim(0, 1.03)
@@ -147,7 +159,7 @@ def plot(figure: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float 
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
     if num_rows:
-        figure.legend(
+        canvas.legend(
             *axes.get_legend_handles_labels(),
             loc="lower left",
             bbox_to_anchor=(left / width, bottom / height),
@@ -162,15 +174,15 @@ def plot(figure: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float 
         )
 
 
-def save(figure: Any, *, kind: str = "png", ground: str | None = None) -> bytes:
-    """Writes a figure as "png" or "svg", on a transparent ground unless it has a colour."""
+def save(canvas: Any, *, kind: str = "png", ground: str | None = None) -> bytes:
+    """Writes a canvas as "png" or "svg", on a transparent ground unless it has a colour."""
     import matplotlib
 
     # Matplotlib would stamp its version and the date into the file.
     unstamped = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "saat_jax", "image.composite_image": False}):
-        figure.savefig(
+        canvas.savefig(
             buffer,
             format=kind,
             metadata=unstamped[kind],
@@ -189,72 +201,49 @@ def look(index: int) -> dict[str, str]:
     }
 
 
-def _curve_charts(run: Run, kind: str, axes: tuple[str, str]) -> list[Chart]:
+def _curve_charts(run: RunFiles, kind: str, axis: str, words: str, x_label: str) -> Iterator[Chart]:
     """Makes one chart against the queries' own labels and one against the target labels.
 
     With many attacks, every model has its own, and an attack its greatest number of steps.
     """
-    x_label = {"recall": "recall", "n": "N, length of the returned list"}[axes[0]]
-    words = {"precision_recall": "Precision and recall", "precision_at_n": "Precision at N"}[kind]
+    many = is_suite(run.records)
     models = list(dict.fromkeys(record["model"] for record in run.records))
-    apart = is_suite(run.records) and len(models) > 1
-    records = analysis.most_steps(run.records) if is_suite(run.records) else run.records
-    charts = []
+    apart = many and len(models) > 1
+    records = analysis.most_steps(run.records) if many else run.records
     for panel in [[model] for model in models] if apart else [models]:
-        own: list[Line] = []
-        target: list[Line] = []
+        lines: dict[str, list[Line]] = {"own": [], "target": []}
         for record in (r for r in records if r["model"] in panel):
-            label = display_name(record["attack"])
-            label = label if is_suite(run.records) else f"{label}, {record['model']}"
-            style = _style(run, record)
-            (target if record["targeted"] else own).extend(_line(record, kind, axes, label, style))
+            label = display_name(record["attack"]) + f", {record['model']}" * (not many)
+            curves = {"target" if record["targeted"] else "own": record["curves"].get(kind)}
             if is_benign(record):
-                target.extend(_line(record, f"{kind}_target", axes, label, style))
-        owner = f", {panel[0]}" if apart else ""
-        for suffix, whose, lines in (
-            ("", "own", _from_the_top(run, own) + _base_rate_line(run, own)),
-            ("_target", "target", _from_the_top(run, target)),
-        ):
-            name = "_".join([f"{kind}{suffix}", *(panel if apart else [])])
-            title = f"{words}, {whose} labels{owner}"
-            charts.append(Chart(name, "curves", title, x_label, axes[1], lines, True))
-    return charts
+                curves["target"] = record["curves"].get(f"{kind}_target")
+            for labels, curve in curves.items():
+                if curve:
+                    line = Line(label, curve[axis], curve["precision"], **_style(run, record))
+                    lines[labels].append(line)
+        if many:
+            # The legend lists them as they lie in the chart, from the top.
+            lines = {k: sorted(v, key=lambda a: -sum(a.y) / len(a.y)) for k, v in lines.items()}
+        if run.base_rate is not None and lines["own"]:
+            xs = [x for line in lines["own"] for x in line.x]
+            level = [run.base_rate] * 2
+            lines["own"].append(Line("base rate", [min(xs), max(xs)], level, _GREY, ":"))
+        for labels, found in lines.items():
+            owner = panel if apart else []
+            name = "_".join([kind, *(["target"] * (labels == "target")), *owner])
+            title = ", ".join([words, f"{labels} labels", *owner])
+            yield Chart(name, "curves", title, x_label, "precision", found, True)
 
 
-def _style(run: Run, record: Record) -> dict[str, str]:
+def _style(run: RunFiles, record: Record) -> dict[str, str]:
     """Look of a record's line: colour and mark by method, dash by model."""
     methods = list(dict.fromkeys(method(r) for r in run.records))
-    kind = methods.index(method(record))
-    return {
-        "color": _COLORS[kind % len(_COLORS)],
-        "dash": _DASHES[run.models.index(record["model"]) % len(_DASHES)],
-        "mark": _MARKS[kind % len(_MARKS)] if is_suite(run.records) else "",
-    }
+    dash = _DASHES[run.models.index(record["model"]) % len(_DASHES)]
+    style = look(methods.index(method(record))) | {"dash": dash}
+    return style if is_suite(run.records) else style | {"mark": ""}
 
 
-def _line(
-    record: Record, kind: str, axes: tuple[str, str], label: str, style: dict[str, str]
-) -> list[Line]:
-    curve = record["curves"].get(kind)
-    return [Line(label, curve[axes[0]], curve[axes[1]], **style)] if curve else []
-
-
-def _from_the_top(run: Run, lines: list[Line]) -> list[Line]:
-    """Sorts many lines so that the legend lists them as they lie in the chart."""
-    if not is_suite(run.records):
-        return lines
-    return sorted(lines, key=lambda line: -sum(line.y) / len(line.y))
-
-
-def _base_rate_line(run: Run, lines: list[Line]) -> list[Line]:
-    rates = [r["protocol"]["base_rate"] for r in run.records if "base_rate" in r["protocol"]]
-    if not rates or not lines:
-        return []
-    ends = [min(min(line.x) for line in lines), max(max(line.x) for line in lines)]
-    return [Line("base rate", ends, [rates[0]] * 2, _GREY, ":")]
-
-
-def _sweep_charts(run: Run) -> list[Chart]:
+def _sweep_charts(run: RunFiles) -> list[Chart]:
     """Makes, for each metric, one chart of attacks by their number of steps."""
     sweeps = analysis.sweeps(run.records)
     charts = []
@@ -275,62 +264,51 @@ def _sweep_charts(run: Run) -> list[Chart]:
     return charts
 
 
-def _training_charts(run: Run) -> list[Chart]:
+def _training_charts(run: RunFiles) -> list[Chart]:
     """Makes, for each model, one chart of its loss and one of its MAP on held-out queries."""
-    charts = []
-    for model, logged in run.training.items():
-        for name, y_label, is_fraction in (("loss", "loss", False), ("map", "MAP", True)):
-            points = _series(logged, name)
-            lines = [Line(y_label, list(points), list(points.values()), _COLORS[0], "-")]
-            charts.append(
-                Chart(
-                    f"training_{model}_{name}",
-                    "training",
-                    f"{y_label[0].upper()}{y_label[1:]} of {model}",
-                    "epoch",
-                    y_label,
-                    lines if points else [],
-                    is_fraction,
-                )
-            )
-    return charts
+    return [
+        Chart(
+            f"training_{model}_{name}",
+            "training",
+            f"{words[0].upper()}{words[1:]} of {model}",
+            "epoch",
+            words,
+            _logged_lines(logged, [name]),
+            is_fraction=name == "map",
+        )
+        for model, logged in run.training.items()
+        for name, words in (("loss", "loss"), ("map", "MAP"))
+    ]
 
 
-def _learned_charts(run: Run) -> list[Chart]:
+def _learned_charts(run: RunFiles) -> list[Chart]:
     """Makes, for each network that an attack trains, charts of its losses and its samples."""
     charts = []
     for (model, network), logged in run.learned.items():
         names = sorted({name for line in logged for name in line})
         losses = [name for name in names if name.endswith("loss")]
-        for what, shown in (
-            ("losses", sorted(losses, key=lambda name: name != "loss")),
-            ("samples", [name for name in names if name.startswith("sample_")]),
-        ):
-            lines = []
-            for i, name in enumerate(shown):
-                points = _series(logged, name)
-                words = display_name(name.removeprefix("sample_"))
-                look = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
-                if points:
-                    lines.append(Line(words, list(points), list(points.values()), *look))
-            positive = all(y > 0 for line in lines for y in line.y)
-            is_log = what == "losses" and positive
+        losses.sort(key=lambda name: name != "loss")
+        samples = [name for name in names if name.startswith("sample_")]
+        for what, words, shown in (("losses", "loss", losses), ("samples", "value", samples)):
+            lines = _logged_lines(logged, shown)
+            is_log = what == "losses" and all(y > 0 for line in lines for y in line.y)
+            name = f"learned_{model}_{network}_{what}"
+            title = f"{what.capitalize()} of {display_name(network)} for {model}"
+            scale = "log" if is_log else "linear"
             charts.append(
-                Chart(
-                    f"learned_{model}_{network}_{what}",
-                    "learned",
-                    f"{what.capitalize()} of {display_name(network)} for {model}",
-                    "epoch",
-                    "loss" if what == "losses" else "value",
-                    lines,
-                    False,
-                    y_scale="log" if is_log else "linear",
-                )
+                Chart(name, "learned", title, "epoch", words, lines, False, y_scale=scale)
             )
     return charts
 
 
-def _series(logged: list[dict[str, Any]], name: str) -> dict[float, float]:
-    """Collects a logged number by epoch. A resumed run repeats steps: the last one counts."""
-    points = {line["epoch"]: line[name] for line in logged if name in line and "epoch" in line}
-    return dict(sorted(points.items()))
+def _logged_lines(logged: list[dict[str, Any]], names: Sequence[str]) -> list[Line]:
+    """Makes lines of logged numbers by epoch. A resumed run repeats steps: the last one counts."""
+    lines = []
+    for i, name in enumerate(names):
+        points = {line["epoch"]: line[name] for line in logged if name in line and "epoch" in line}
+        words = METRICS.get(name) or display_name(name.removeprefix("sample_"))
+        look = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+        if points:
+            epochs, values = zip(*sorted(points.items()), strict=True)
+            lines.append(Line(words, epochs, values, *look))
+    return lines
