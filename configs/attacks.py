@@ -26,9 +26,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from configs import demo, lists
+from configs import common, demo, lists
 
-_VARIANTS = ("", "prosgan", "all", "digits", "small", "smoke")
+VARIANTS = ("", "prosgan", "all", "digits", "small", "smoke")
 
 
 def published_attacks() -> dict[str, dict[str, Any]]:
@@ -163,9 +163,8 @@ def published_learners() -> dict[str, dict[str, Any]]:
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is one of `_VARIANTS`."""
-    if variant not in _VARIANTS:
-        raise ValueError(f"unknown variant {variant!r} of the config; expected one of {_VARIANTS}")
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("attacks", variant, VARIANTS)
     bases = {
         "": lambda: lists.get_config(),
         "prosgan": lambda: lists.get_config(),

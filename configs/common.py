@@ -1,5 +1,6 @@
 """The fields that every config shares, with the papers' values where they have any."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -67,8 +68,8 @@ def get_base() -> ml_collections.ConfigDict:
         log_every=20,
         checkpoint_every=500,
     )
-    # By the name of the record. Pixel units of [0, 1]: 1 / 255 is one grey level, which the
-    # command line takes as a decimal, 0.0039216.
+    # By the name of the record. Pixel units of [0, 1]: 1 / 255 is one grey level, 1/255 on the
+    # command line.
     mainstay = dict(
         attack="mainstay", epsilon=8 / 255, step_size=1 / 255, num_steps=100, loss="focused",
         anneal=True, random_start=True,
@@ -100,6 +101,14 @@ def get_base() -> ml_collections.ConfigDict:
     # "train", "query", "database", or "images" for those of a folder.
     config.search = dict(model="pretrained", queries="", codes="database", num_results=10)
     return config
+
+
+def check_variant(name: str, variant: str, known: Sequence[str]) -> None:
+    """Refuses a variant that a config does not have."""
+    if variant not in known:
+        raise ValueError(
+            f"unknown variant {variant!r} of configs/{name}.py; expected one of {list(known)}"
+        )
 
 
 def saat() -> dict[str, Any]:

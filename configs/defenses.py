@@ -18,9 +18,12 @@ import ml_collections
 
 from configs import attacks, common
 
+VARIANTS = attacks.VARIANTS
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is one of configs/attacks.py."""
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("defenses", variant, VARIANTS)
     config = attacks.get_config(variant)
     config.task = "chain"
     # Table VI's numbers of steps are of the undefended model.

@@ -14,11 +14,12 @@ import ml_collections
 
 from configs import common
 
+VARIANTS = ("", "smoke")
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is "" or "smoke"."""
-    if variant not in ("", "smoke"):
-        raise ValueError(f'unknown variant {variant!r} of configs/demo.py; expected "" or "smoke"')
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("demo", variant, VARIANTS)
     config = common.get_base()
     config.data = dict(
         source="digits",

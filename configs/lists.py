@@ -24,15 +24,12 @@ from ml_collections import config_dict
 
 from configs import common
 
-_VARIANTS = ("", "small", "brief")
+VARIANTS = ("", "small", "brief")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is one of `_VARIANTS`."""
-    if variant not in _VARIANTS:
-        raise ValueError(
-            f"unknown variant {variant!r} of configs/lists.py; expected one of {_VARIANTS}"
-        )
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("lists", variant, VARIANTS)
     config = common.get_base()
     config.data = dict(
         source="lists",

@@ -22,6 +22,11 @@ import ml_collections
 
 from configs import attacks, common, train_hash
 
+VARIANTS = (
+    "PAPER,DATASET,OBJECTIVE,NETWORK,BITS",
+    "PAPER,DATASET,OBJECTIVE,NETWORK,BITS,small",
+)
+
 # The grids of SAAT's Fig. 6 and ProS-GAN's Fig. 4 are not published: these are ours. An option
 # of SAAT training, and its values.
 WEIGHTS = {

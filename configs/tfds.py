@@ -10,17 +10,14 @@ data.
 import ml_collections
 from ml_collections import config_dict
 
-from configs import lists
+from configs import common, lists
 
-_NAMES = ("coco/2014", "coco/2017", "voc/2007", "voc/2012", "cifar10", "cifar100")
+VARIANTS = ("coco/2014", "coco/2017", "voc/2007", "voc/2012", "cifar10", "cifar100")
 
 
 def get_config(variant: str = "voc/2007") -> ml_collections.ConfigDict:
-    """Returns the configuration; `variant` is one of `_NAMES`."""
-    if variant not in _NAMES:
-        raise ValueError(
-            f"unknown variant {variant!r} of configs/tfds.py; expected one of {_NAMES}"
-        )
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("tfds", variant, VARIANTS)
     config = lists.get_config("small")
     config.data = dict(
         source="tfds",

@@ -38,6 +38,10 @@ from ml_collections import config_dict
 
 from configs import attacks, lists
 
+VARIANTS = (
+    "DATASET,OBJECTIVE,NETWORK,BITS",
+    "DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL",
+)
 # Beginnings of paths in HashNet's lists, whose images are then looked for in the folder.
 _REMAP = {
     "flickr25k": (),

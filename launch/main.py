@@ -4,54 +4,73 @@ r"""Runs a task of a config.
     python -m launch.main --config configs/lists.py:small --workdir runs/mine \
         --config.data.root=FOLDER --config.task=train_hash
 
-With --distributed each process of a job runs the same command, on a folder that all see.
+A config is FILE[:VARIANT], or the name of one that comes with the library, such as demo:smoke. Its
+fields are set by --config.NAME=VALUE, numbers as 0.5 or 8/255. With --distributed each process of a
+job runs the same command, on a folder that all see.
 
 A finished stage is skipped, a stopped one goes on where it was; both are found in the workdir.
 """
 
+import argparse
 import logging
 import os
-import runpy
 import sys
 from importlib import metadata
-from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with its variant if it has any: FILE[:VARIANT].", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
-_CACHE = flags.DEFINE_string(
-    "compilation_cache", ".jax_cache", "Folder for compiled programs; empty for none."
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Whether this is one of several processes; Slurm and pods are detected."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "ADDRESS:PORT of the first process, where the job is not detected."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+from launch import settings, terminal
 
 
-def main(argv: list[str]) -> None:
-    """Checks the flags, starts JAX and hands the config to its task."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; settings are --config.NAME=VALUE")
-    places = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if not _DISTRIBUTED.value and places != (None, None, None):
-        raise app.UsageError("--coordinator, --num_processes and --process_id need --distributed")
-    config = _CONFIG.value.to_dict()
-    start_jax(config["precision"], _CACHE.value)
+def main(arguments: list[str] | None = None) -> None:
+    """Makes the config, starts JAX and hands the config to its task.
+
+    Raises:
+        ValueError: if the config, a setting or the platform is wrong.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    places = (options.coordinator, options.num_processes, options.process_id)
+    if not options.distributed and places != (None, None, None):
+        parser.error("--coordinator, --num_processes and --process_id need --distributed")
+    config = settings.load_config(options.config)
+    settings.override(config, rest)
+    # The run sets the precision of its config, once that is checked.
+    start_jax("highest", options.compilation_cache)
 
     # Imported here, so that a wrong flag is answered at once.
     from saat_jax import parallel, pipeline
 
-    if _DISTRIBUTED.value:
-        parallel.start(*places)
-    pipeline.run(config, str(_WORKDIR.value))
+    if options.distributed:
+        parallel.start(*places, timeout=options.wait)
+    parallel.check_platform()
+    pipeline.run(config, options.workdir)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="saat-jax",
+        usage="%(prog)s --config CONFIG --workdir FOLDER [--config.NAME=VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="FILE[:VARIANT] or NAME[:VARIANT]")
+    add("--workdir", required=True, help="folder of the run; made if absent")
+    add(
+        "--compilation_cache",
+        default=".jax_cache",
+        help="folder for compiled programs; empty for none",
+    )
+    add(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes; Slurm and pods are detected",
+    )
+    add("--coordinator", help="ADDRESS:PORT of the first process, where the job is not detected")
+    add("--num_processes", type=int, help="how many processes there are")
+    add("--process_id", type=int, help="which of them this is, from 0")
+    add("--wait", type=int, default=120, help="seconds to wait for the other processes")
+    return parser
 
 
 def _with_cpu_flag(flags: str) -> str:
@@ -86,44 +105,5 @@ def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
     jax.config.update("jax_default_matmul_precision", precision)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; a config file or a setting that fails is answered by one line."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(str(error).rstrip().splitlines()[-1].strip())
-    except (AttributeError, KeyError) as error:
-        sys.exit(_unknown_field() or f"{type(error).__name__}: {error}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-def _unknown_field() -> str | None:
-    """Names the first setting of the command line that the config does not have."""
-    arguments = [argument.lstrip("-") for argument in " ".join(sys.argv[1:]).split()]
-    text = " ".join(arguments).replace("config ", "config=")
-    path, _, variant = text.partition("config=")[2].split()[0].partition(":")
-    # The flag itself has no value yet: it is this setting that it fails on.
-    config = runpy.run_path(path)["get_config"](*[variant] if variant else [])
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if not name.startswith("config."):
-            continue
-        section: Any = config
-        place = "config"
-        for part in name.split(".")[1:]:
-            if part not in section:
-                return f"{place} has no field {part!r}; it has {sorted(section)}"
-            section, place = section[part], f"{place}.{part}"
-    return None
-
-
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    try:
-        app.run(main, flags_parser=_parse)
-    except (ValueError, ArithmeticError, ModuleNotFoundError, OSError) as error:
-        # What to mend stands in the message; a traceback would bury it.
-        if os.environ.get("SAAT_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(SAAT_TRACEBACK=1 shows where)")
+    sys.exit(terminal.run(main))

@@ -7,6 +7,9 @@ over the axis `AXIS`, over all devices of all processes.
 
 import functools
 import os
+import re
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +29,11 @@ AXIS = "devices"
 
 
 def start(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 120,
 ) -> None:
     """Joins this process to the others of a job; call it before anything else of JAX.
 
@@ -36,19 +43,66 @@ def start(
         coordinator: "ADDRESS:PORT" of the first process.
         num_processes: number of processes.
         process_id: which of them this is.
+        timeout: seconds to wait for the others.
 
     Raises:
-        ValueError: if there is nothing to find the job from.
+        ValueError: if there is nothing to find the job from, or the address has no port.
+        TimeoutError: if the others did not come.
     """
-    try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    except ValueError as error:
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"the coordinator must be ADDRESS:PORT, got {coordinator!r}")
+    problems: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            # JAX ends the process when its own time is over: ours is over first.
+            jax.distributed.initialize(
+                coordinator, num_processes, process_id, initialization_timeout=int(timeout) + 600
+            )
+        except Exception as error:
+            problems.append(error)
+
+    print(f"waiting up to {timeout:g} s for the other processes", file=sys.stderr, flush=True)
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    connecting.join(timeout)
+    if connecting.is_alive():
+        raise TimeoutError(
+            f"not all {num_processes or ''} processes came within {timeout:g} s"
+            f"{coordinator and f' to {coordinator}' or ''}; start all of them, the first (process "
+            "0) at that address, where the others can reach it"
+        )
+    for problem in problems:
+        if not isinstance(problem, ValueError):
+            raise problem
         raise ValueError(
-            f"no job of several processes found ({error}); start the processes by Slurm, Open MPI "
-            "or on a TPU pod, or name --coordinator, --num_processes and --process_id"
-        ) from error
+            f"no job of several processes found ({problem}); start the processes by Slurm, Open "
+            "MPI or on a TPU pod, or name --coordinator, --num_processes and --process_id"
+        ) from problem
     # On a CPU the first collective fails where a process comes half a minute late; this waits.
     wait_for_all("start")
+
+
+def check_platform() -> None:
+    """Starts JAX's devices; to be called before anything asks for them.
+
+    Raises:
+        ValueError: if the platform that the environment names is not there.
+    """
+    try:
+        jax.devices()
+    # JAX has no word of its own for a plugin that is not installed.
+    except (RuntimeError, AssertionError) as error:
+        wanted = jax.config.jax_platforms
+        jax.config.update("jax_platforms", None)
+        there = sorted({device.platform for device in jax.devices()})
+        # Without JAX's advice, which ours repeats.
+        reason = str(error).partition(" (set JAX")[0]
+        raise ValueError(
+            f"no device of the platform {wanted!r}{reason and f' ({reason})'}; this machine has "
+            f"{there}: unset JAX_PLATFORMS to take what there is, or install JAX for that platform, such as "
+            "pip install 'jax[cuda13]'"
+        ) from error
 
 
 def wait_for_all(place: str) -> None:
