@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     if options.distributed:
         parallel.start(*places, timeout=options.wait)
-    parallel.check_platform()
+    else:
+        parallel.check_platform()
     pipeline.run(config, options.workdir)
 
 

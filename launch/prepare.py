@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from launch import terminal
 from saat_jax import datasets, files
 from saat_jax.datasets import originals
 
@@ -99,7 +100,7 @@ def _is_done(output: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     if not (output / "prepared.json").is_file():
         raise ValueError(
             f"{output} holds files of another origin; name a new folder. Lists that you have need "
-            f"no preparation: python -m saat_jax.datasets check {output}"
+            f"no preparation: saat-jax check {output}"
         )
     record = json.loads((output / "prepared.json").read_text())
     made = record["settings"]
@@ -135,9 +136,13 @@ def pack(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status, 1 if something is wrong with the data."""
+    """Runs the command; returns the exit status.
+
+    Raises:
+        ValueError: if something is wrong with the data.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m launch.prepare",
+        prog="saat-jax prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,18 +179,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if wrong := [text for text in getattr(options, "remap", ()) if "=" not in text]:
         parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")
-    try:
-        if options.command == "pack":
-            print(pack(options))
-        else:
-            settings = vars(options)
-            print(prepare(settings.pop("command"), **settings))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    if options.command == "pack":
+        print(pack(options))
+    else:
+        settings = vars(options)
+        print(prepare(settings.pop("command"), **settings))
     return 0
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 # Beside this package, in a checkout as in an installed wheel.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -84,13 +85,16 @@ def override(config: ml_collections.ConfigDict, arguments: list[str]) -> None:
     Raises:
         ValueError: an argument of another kind, a field that there is not, a value of another type.
     """
-    rest = iter(arguments)
+    rest, found = iter(arguments), []
     for argument in rest:
         name, equals, text = argument.partition("=")
         match = re.fullmatch(r"--?config\.(.+)", name)
         if not match:
             raise ValueError(f"unknown argument {argument!r}; settings are --config.NAME=VALUE")
-        set_field(config, match[1], text if equals else next(rest, None))
+        found.append((match[1], text if equals else next(rest, None)))
+    # Names first: an objective's decides which fields it has.
+    for name, value in sorted(found, key=lambda setting: not setting[0].endswith(".name")):
+        set_field(config, name, value)
 
 
 def set_field(config: ml_collections.ConfigDict, name: str, text: str | None) -> None:
@@ -102,11 +106,30 @@ def set_field(config: ml_collections.ConfigDict, name: str, text: str | None) ->
         section, place = section[part], f"{place}.{part}"
         if not isinstance(section, ml_collections.ConfigDict):
             raise ValueError(f"{place} is a value and has no field {field!r}")
+    if sections == ["objective"]:
+        _add_option(section, field)
     _check_field(section, place, field)
     place = f"{place}.{field}"
     if text is None:
         raise ValueError(f"--{place} needs a value: --{place}=VALUE")
     section[field] = parse_value(place, text, section.get_type(field), section[field])
+
+
+def _add_option(section: ml_collections.ConfigDict, name: str) -> None:
+    """Adds a field that the objective declares, where a config leaves it out."""
+    # Here since it imports JAX, which takes a second.
+    from saat_jax import objectives, options
+
+    declared = options.declared(objectives.OBJECTIVES.look_up(section.name))
+    if name not in section and name not in declared:
+        raise ValueError(
+            f"objective {section.name!r} has no option {name!r}; it has {sorted(declared)}"
+        )
+    if name not in section:
+        default = declared[name]
+        kind = float if default is None else type(default)
+        with section.unlocked():
+            section[name] = config_dict.FieldReference(default, kind)
 
 
 def _check_field(section: ml_collections.ConfigDict, place: str, name: str) -> None:

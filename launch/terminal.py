@@ -1,6 +1,7 @@
 """What every command does with its terminal: text it can show, one message for what goes wrong."""
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -29,6 +30,7 @@ def run(main: Callable[[], int | None]) -> int:
         The exit status: that of `main`; 1 after an error, 130 after Ctrl-C, 141 if whoever read
         the output has left.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,8 +49,9 @@ def run(main: Callable[[], int | None]) -> int:
     except (ValueError, ArithmeticError, ImportError, OSError, MemoryError) as error:
         return _answer(error)
     except RuntimeError as error:
-        # Of the device, such as no memory: XLA says what. Any other is a fault of ours.
-        if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        # Of the device, such as no memory, or of a disk. Any other is a fault of ours.
+        of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        if not of_jax and os.strerror(errno.ENOSPC) not in str(error):
             raise
         return _answer(error)
 

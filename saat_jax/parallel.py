@@ -79,6 +79,7 @@ def start(
             f"no job of several processes found ({problem}); start the processes by Slurm, Open "
             "MPI or on a TPU pod, or name --coordinator, --num_processes and --process_id"
         ) from problem
+    check_platform()
     # On a CPU the first collective fails where a process comes half a minute late; this waits.
     wait_for_all("start")
 
@@ -93,15 +94,15 @@ def check_platform() -> None:
         jax.devices()
     # JAX has no word of its own for a plugin that is not installed.
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", None)
         there = sorted({device.platform for device in jax.devices()})
         # Without JAX's advice, which ours repeats.
         reason = str(error).partition(" (set JAX")[0]
         raise ValueError(
             f"no device of the platform {wanted!r}{reason and f' ({reason})'}; this machine has "
-            f"{there}: unset JAX_PLATFORMS to take what there is, or install JAX for that platform, such as "
-            "pip install 'jax[cuda13]'"
+            f"{there}: unset JAX_PLATFORMS to take what there is, or install JAX for that "
+            "platform, such as pip install 'jax[cuda13]'"
         ) from error
 
 

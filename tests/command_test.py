@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from configs import demo, train_hash
 from launch import command, settings, terminal
 from launch import main as launch_main
-from saat_jax import parallel
+from saat_jax import objectives, options, parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -130,9 +130,20 @@ def test_a_setting_may_stand_in_two_words():
     assert (config.seed, config.model.num_bits) == (3, 16)
 
 
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_every_option_of_an_objective_can_be_set(name):
+    config = settings.load_config("lists:small")
+    declared = options.declared(objectives.OBJECTIVES[name])
+    arguments = [f"--config.objective.{option}={value}" for option, value in declared.items()]
+    # The name may come last.
+    settings.override(config, [*arguments, f"--config.objective.name={name}"])
+    assert config.objective.to_dict() == {"name": name, **declared}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("--config.objective.margin=3", r"objective 'dph' has no option 'margin'; it has \['kno"),
         ("--config.pretrain.num_epoch=3", "config.pretrain has no field 'num_epoch'; it has .*did"),
         ("--config.nosuch.epsilon=3", "config has no field 'nosuch'; it has"),
         ("--config.seed.more=3", "config.seed is a value and has no field 'more'"),

@@ -31,7 +31,7 @@ LIBRARY = (
 )
 # Floor 0 may use what is left of it in this row.
 FLOOR = ("options", "files", "labels", "hamming", "optimizers", "parallel", "perturbation")
-LAUNCH = (("main", "prepare"), ("reproduce",))
+LAUNCH = (("settings", "terminal"), ("main", "prepare"), ("reproduce",), ("command",))
 CONFIGS = (
     ("common",),
     ("demo", "lists"),

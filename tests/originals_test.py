@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import prepare
+from launch import prepare, terminal
 from saat_jax import datasets
 from saat_jax.datasets import originals
 
@@ -101,7 +101,7 @@ MAKE = {"flickr25k": _flickr25k, "nuswide": _nuswide, "coco": _coco}
 
 
 def _run(*arguments) -> int:
-    return prepare.main([str(argument) for argument in arguments])
+    return terminal.run(lambda: prepare.main([str(argument) for argument in arguments]))
 
 
 def _prepare(name, source, output, *more, splits="saat") -> int:
@@ -225,8 +225,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare.files, "write_json", stop)
-    with pytest.raises(KeyboardInterrupt):
-        _prepare("coco", tmp_path / "source", tmp_path / "lists")
+    assert _prepare("coco", tmp_path / "source", tmp_path / "lists") == 130
     assert not (tmp_path / "lists").exists()
 
 
@@ -235,7 +234,7 @@ def test_lists_that_a_user_has_are_left_alone(tmp_path, capsys):
     _write(tmp_path / "mine" / "train_img.txt", "a.jpg\n")
     assert _prepare("coco", tmp_path / "source", tmp_path / "mine") == 1
     error = capsys.readouterr().err
-    assert "files of another origin" in error and "saat_jax.datasets check" in error
+    assert "files of another origin" in error and "saat-jax check" in error
     assert (tmp_path / "mine" / "train_img.txt").read_text() == "a.jpg\n"
 
 

@@ -168,7 +168,7 @@ def test_commands_cover_the_plan(tmp_path, capsys):
 def test_commands_may_be_pasted_into_a_shell(tmp_path):
     stages = plan.plan(_job(tmp_path), grid.needed(grid.rows_of(["saat:VII"]), []))
     lines = plan.commands(stages, ["--set", "model.widths=(4, 8)", "--commands"]).splitlines()
-    assert lines[-1] == "python -m launch.reproduce --set 'model.widths=(4, 8)' --collect"
+    assert lines[-1] == "saat-jax reproduce --set 'model.widths=(4, 8)' --collect"
 
 
 def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):

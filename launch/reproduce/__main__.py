@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from launch import terminal
 from launch.main import start_jax
 from launch.reproduce import grid, published
 from launch.reproduce.collect import collect
@@ -30,7 +31,7 @@ from saat_jax.options import check_numbers
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     ids = [*dict.fromkeys(row.table_id for row in published.load_published()), *grid.FIGURES]
     parser = argparse.ArgumentParser(
-        prog="python -m launch.reproduce",
+        prog="saat-jax reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,12 +84,13 @@ def _check_roots(job: Job, planned: Sequence[PlanItem]) -> None:
     if absent and not job.small:
         raise ValueError(
             f"no lists of {', '.join(sorted(absent))}; add --root NAME=FOLDER for each "
-            "(python -m launch.prepare makes them), or try --scale small"
+            "(saat-jax prepare makes them), or try --scale small"
         )
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command, and plans, runs and collects as it says."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parse(argv)
     job = Job(
         workdir=options.workdir.absolute(),
@@ -126,7 +128,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, ArithmeticError, ModuleNotFoundError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(terminal.run(main))

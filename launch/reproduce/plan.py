@@ -360,7 +360,7 @@ def show_plan(job: Job, items: Sequence[PlanItem], *, teraflops: float) -> str:
 def commands(items: Sequence[PlanItem], argv: Sequence[str]) -> str:
     """One command per run, those that others wait for first."""
     passed = [word for word in argv if word not in ("--commands", "--dry-run")]
-    base = shlex.join(["python", "-m", "launch.reproduce", *passed])
+    base = shlex.join(["saat-jax", "reproduce", *passed])
     runs = dict.fromkeys(item.run_name for item in items if item.action != "transfer")
     transfers = dict.fromkeys(item.run_name for item in items if item.action == "transfer")
     lines = ["# 1. side by side", *(f"{base} --only {run}" for run in runs)]

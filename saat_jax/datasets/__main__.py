@@ -1,7 +1,7 @@
-"""Checks image lists: `python -m saat_jax.datasets check FOLDER`."""
+"""Checks image lists: `saat-jax check FOLDER`, or `python -m saat_jax.datasets check FOLDER`."""
 
 import argparse
-import os
+import runpy
 import sys
 
 from saat_jax.datasets.manifests import ManifestError, load_lists
@@ -24,7 +24,7 @@ def report(dataset: Dataset) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the report, or the problems; returns the exit status, 1 if there are any."""
-    parser = argparse.ArgumentParser(prog="python -m saat_jax.datasets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="saat-jax", description=__doc__)
     check = parser.add_subparsers(required=True).add_parser("check", help="check image lists")
     check.add_argument("folder", help="the folder of the lists")
     check.add_argument(
@@ -51,5 +51,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main())
+    # As the command, which has this one too, answers Ctrl-C and closed pipes.
+    runpy.run_module("saat_jax", run_name="__main__")

@@ -185,5 +185,5 @@ def _stream(
     except tf.errors.OpError as error:
         raise ValueError(
             f"an image of split {split.name!r} cannot be read: {error.message}; find it with: "
-            "python -m saat_jax.datasets check FOLDER"
+            "saat-jax check FOLDER"
         ) from error

@@ -18,7 +18,7 @@ from saat_jax.datasets import images, lazy
 from saat_jax.datasets.records import Dataset, Split
 
 _SPLITS = ("train", "query", "database")
-_AGAIN = "Pack again into a new folder with: python -m launch.prepare pack"
+_AGAIN = "Pack again into a new folder with: saat-jax prepare pack"
 
 
 def pack_images(dataset: Dataset, folder: str, *, shard_size: int = 4096) -> bool:

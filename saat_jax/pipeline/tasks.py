@@ -184,6 +184,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> None:
     if not parts:
         show_report(folder)
         return
+    validation.check_fields("", config, validation.FIELDS)
     with jax.default_matmul_precision(config["precision"]), locked(folder):
         made = Run(config, folder)
         words = [words for part in parts for words in part.words(made)]
