@@ -4,11 +4,12 @@ r"""The whole chain on the bundled digits: train, attack, harden, attack again. 
 
 The images need no download: real scans of digits, one to three on a canvas of 32 x 32 pixels.
 Variant "smoke" is the same chain with a few images, one epoch and three attack steps.
-
-Run on 2 CPU cores (Python 3.11, jax 0.10.2), seed 0, about 4 minutes: clean MAP@5000 82.6 %, under
-the mainstay attack (epsilon 8/255, 100 steps) 21.1 %; after SAAT training 78.3 % and 59.6 %. The
-base rate is 32.7 %.
 """
+
+# figure: demo summary
+# Run on 2 CPU cores (x86_64, Python 3.11, jax 0.10.2) in about 2 minutes. Hardening: attacked MAP
+# 22.6 % -> 60.5 % (2.7 times), clean MAP 81.7 % -> 77.0 % (-4.7 points). Base rate 32.7 %.
+# /
 
 import ml_collections
 

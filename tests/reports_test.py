@@ -252,8 +252,11 @@ def test_damaged_files_cost_no_page_and_are_named(tmp_path, no_drawing, capsys):
     (run / "records/pretrained/sdha.npz").write_bytes(b"PK")
     (run / "models/pretrained/metrics.jsonl").write_text('{"step": 1}\n{"loss": "low"}\n')
     (run / "config.json").write_text("{")
-    (run / "learned/pretrained/prosgan/samples/step_abc.png").touch()
+    for name in ("step_abc.png", "step_20.png"):
+        (run / "learned/pretrained/prosgan/samples" / name).touch()
     names = [
+        "samples/step_abc.png: its name must be step_NUMBER.png; rename or delete it",
+        "samples/step_20.png is no whole PNG; delete it",
         "records/pretrained/hag.json: metrics.map must be a number from 0 to 1, got 7.5",
         "transfer/hag.json: metric must be one of ['map', 't_map'], got 'accuracy'",
         "transfer/a_p2p.json: matrix.a:x.b:x must be a number from 0 to 1, got",
@@ -272,6 +275,41 @@ def test_damaged_files_cost_no_page_and_are_named(tmp_path, no_drawing, capsys):
     assert "prosgan for pretrained after 10 steps" in page.text
     table = capsys.readouterr().out
     assert "21.12 %" in table and "hag" not in table and "report.html" in table
+
+
+def test_records_of_other_settings_are_told_apart(tmp_path, no_drawing, capsys):
+    """They are listed with what differs, and counted nowhere else."""
+    run = write_run(tmp_path)
+    write_transfer(run)
+    for name, place, value in (
+        ("records/hardened/{}mainstay{}.json", "settings.num_steps", 7),
+        ("records/hardened/{}benign{}.json", "metrics.map", 0.1111),
+        ("records/hardened/{}hag{}.json", "attack", "hag"),
+        ("transfer/{}hag{}.json", "protocol.k", None),
+    ):
+        path = run / name.format("earlier/", ".0123abcd")
+        path.parent.mkdir(exist_ok=True)
+        source = name.replace("hag", "mainstay") if name.startswith("records") else name
+        path.write_text((run / source.format("", "")).read_text())
+        _damage(path, place, value)
+    (run / "records/hardened/earlier/noise.0123abcd.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"earlier/noise\.0123abcd\.json: model must be a text"):
+        reports.show_report(run)
+    table = capsys.readouterr().out
+    assert "records of other settings, kept and listed on the page: 4\n" in table
+    assert "11.11 %" not in table and "7 steps" not in table
+    page = Page.read(run / "report.html")
+    (listed,) = [t for t in page.all("table") if "differs in" in t.text]
+    assert [row.text for row in listed.one("tbody").all("tr")] == [
+        "hardened: benign MAP 11.11 %, t-MAP 13.01 % the model, the data or the target labels "
+        "records/hardened/earlier/benign.0123abcd.json",
+        "hardened: hag MAP 45.10 % there is none in its place "
+        "records/hardened/earlier/hag.0123abcd.json",
+        "hardened: mainstay MAP 45.10 % num steps 7, now 100 "
+        "records/hardened/earlier/mainstay.0123abcd.json",
+        "transfer: hag - k -, now 5000 transfer/earlier/hag.0123abcd.json",
+    ]
+    assert page.text.count("11.11 %") == 1
 
 
 def test_summary_table_worked_by_hand(finished_run):

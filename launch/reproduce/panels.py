@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from saat_jax import options
 from saat_jax.reports import analysis, charts, gallery, tables
 from saat_jax.reports.records import Record, display_name, is_benign, load_examples, load_record
 
-_CURVES = {"precision_recall": ("recall", "precision"), "precision_at_n": ("n", "precision")}
+_CURVES = options.Choices(
+    "curve", {"precision_recall": ("recall", "precision"), "precision_at_n": ("n", "precision")}
+)
 _KINDS = ("retrieval", "images")
 # In inches.
 _TITLE, _GAP, _MARGIN = 0.32, 0.35, 0.15
@@ -132,9 +135,7 @@ def make_blocks(drawing: Drawing) -> list[Block]:
 
 
 def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, str]]) -> list[Block]:
-    if panel.curve not in _CURVES:
-        raise ValueError(f"got curve {panel.curve!r}; expected one of {sorted(_CURVES)}")
-    x, y = _CURVES[panel.curve]
+    x, y = _CURVES.look_up(panel.curve)
     records = {label: load_record(p) for label, p in panel.records.items() if p.exists()}
     targeted = any(record["targeted"] for record in records.values())
     lines = []
@@ -183,8 +184,7 @@ def _quantity(record: Record, name: str, path: pathlib.Path) -> tuple[float, str
 
 
 def _tiles(panel: ExamplePanel) -> list[Block]:
-    if panel.kind not in _KINDS:
-        raise ValueError(f"got panel kind {panel.kind!r}; expected one of {_KINDS}")
+    options.check_word("panel kind", panel.kind, _KINDS)
     examples = {label: load_examples(p) for label, p in panel.records.items() if p.exists()}
     rows: list[tuple[str, list[np.ndarray], list[bool | None]]] = []
     if panel.kind == "retrieval":

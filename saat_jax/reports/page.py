@@ -58,6 +58,8 @@ def show_report(workdir: str | os.PathLike[str]) -> None:
     finally:
         print(tables.for_terminal("\n".join(parts), sys.stdout.encoding))
     print(tables.for_terminal(f"report: {path}", sys.stdout.encoding))
+    if run.earlier:
+        print(f"records of other settings, kept and listed on the page: {len(run.earlier)}")
     if run.damaged:
         faults = "\n".join(run.damaged)
         raise ValueError(f"left out of the report, as damaged:\n{faults}")
@@ -170,6 +172,7 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "images": gallery.image_groups(run),
         "retrieved": pictured,
         "queries": range(min(gallery.MAX_QUERIES, *shown)) if shown else (),
+        "earlier": _earlier(run),
         "settings": _settings(records),
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "metrics": METRICS,
@@ -243,5 +246,19 @@ def _settings(records: list[Record]) -> tuple[list[str], list[list[str]]]:
     return ["model: query", *map(display_name, (*names, *facts))], rows
 
 
+def _earlier(run: RunFiles) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the records that those of other settings took the place of."""
+    present = {_title(record): record for record in (*run.records, *run.transfer)}
+    rows = []
+    for path, record in run.earlier.items():
+        scores = record.get("metrics", {})
+        shown = [
+            f"{METRICS[key]} {tables.percent(scores[key])}" for key in METRICS if key in scores
+        ]
+        differs = tables.differences(record, present.get(_title(record)))
+        rows.append([_title(record), ", ".join(shown) or "-", differs, path])
+    return ["model: query", "score", "differs in", "file"], rows
+
+
 def _title(record: Record) -> str:
-    return f"{record['model']}: {display_name(record['attack'])}"
+    return f"{record.get('model', 'transfer')}: {display_name(record['attack'])}"

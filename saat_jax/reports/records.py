@@ -16,6 +16,8 @@ Record = dict[str, Any]
 Examples = dict[str, np.ndarray]
 
 BASE_MODEL = "pretrained"
+# The folder of records that those of other settings took the place of.
+EARLIER = "earlier"
 METRICS = options.Choices("metric", {"map": "MAP", "t_map": "t-MAP"})
 # A run with more attacks than this compares attacks; with fewer, models.
 _FEW_ATTACKS = 4
@@ -79,6 +81,7 @@ class RunFiles:
         learned: logged lines of the networks that attacks train, by (model, network).
         samples: step and PNG file of the newest sample grid of such a network.
         transfer: transfer matrices, as `evaluation.transfer` wrote them, non-targeted first.
+        earlier: records and transfer matrices of other settings, by path in the folder.
         config: the run's configuration; empty if the file is missing.
         damaged: files that are left out: which, what is wrong with each, and what to do.
     """
@@ -87,8 +90,9 @@ class RunFiles:
     examples: dict[tuple[str, str], Examples]
     training: dict[str, list[dict[str, Any]]]
     learned: dict[tuple[str, str], list[dict[str, Any]]]
-    samples: dict[tuple[str, str], tuple[int, pathlib.Path]]
+    samples: dict[tuple[str, ...], tuple[int, pathlib.Path]]
     transfer: list[Record]
+    earlier: dict[str, Record]
     config: dict[str, Any]
     damaged: list[str]
 
@@ -169,21 +173,22 @@ def load_run(workdir: str | os.PathLike[str]) -> RunFiles:
     examples = read({key: path for key, path in arrays.items() if key in records}, load_examples)
     training = read(_find(workdir, "models/*/metrics.jsonl"), _load_log)
     learned = read(_find(workdir, "learned/*/*/metrics.jsonl"), _load_log)
-    samples: dict[tuple[str, str], tuple[int, pathlib.Path]] = {}
-    for (model, network, _, name), path in _find(workdir, "learned/*/*/samples/step_*.png").items():
-        # Other files may lie there.
-        if (step := name.removeprefix("step_")).isdecimal():
-            newest = samples.get((model, network), (-1, path))
-            samples[model, network] = max(newest, (int(step), path))
+    samples = read(_find(workdir, "learned/*/*/samples/step_*.png"), _load_sample)
     matrices = read(_find(workdir, "transfer/*.json"), _load_matrix)
+    kept = _find(workdir, f"records/*/{EARLIER}/*.json") | _find(
+        workdir, f"transfer/{EARLIER}/*.json"
+    )
+    earlier = read(kept, _load_earlier)
     config = read(_find(workdir, "config.json"), files.read_json)
     return RunFiles(
         _in_order(records.values()),
         {(model, attack): found for (model, attack), found in examples.items()},
         {model: lines for (model, _), lines in training.items()},
         {(model, network): lines for (model, network, _), lines in learned.items()},
-        samples,
+        # The newest comes last, and counts.
+        {key[:2]: found for key, found in sorted(samples.items(), key=lambda item: item[1])},
         sorted(matrices.values(), key=lambda matrix: matrix["metric"]),
+        {kept[key].relative_to(workdir).as_posix(): found for key, found in earlier.items()},
         next(iter(config.values()), {}),
         damaged,
     )
@@ -242,7 +247,8 @@ def display_name(name: str) -> str:
 def load_record(path: pathlib.Path) -> Record:
     """Reads a record's JSON; ValueError says what is wrong with it."""
     record = _checked(files.read_json(path, cure=_AGAIN), _RECORD, str(path))
-    expected = {"model": path.parent.name, "attack": path.stem}
+    model = path.parents[path.parent.name == EARLIER].name
+    expected = {"model": model, "attack": _attack_of(path)}
     got = {field: record[field] for field in expected}
     if got != expected:
         raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
@@ -250,10 +256,31 @@ def load_record(path: pathlib.Path) -> Record:
 
 
 def _load_matrix(path: pathlib.Path) -> Record:
-    matrix = {**files.read_json(path, cure=_AGAIN), "attack": path.stem}
+    matrix = {**files.read_json(path, cure=_AGAIN), "attack": _attack_of(path)}
     _checked(matrix, _MATRIX, str(path))
     judges = dict.fromkeys(matrix["benign"], _SHARE)
     return _checked(matrix, {"matrix": {...: judges}}, str(path))
+
+
+def _attack_of(path: pathlib.Path) -> str:
+    # An earlier record has the start of its identity in its name.
+    return path.stem.rpartition(".")[0] if path.parent.name == EARLIER else path.stem
+
+
+def _load_earlier(path: pathlib.Path) -> Record:
+    is_matrix = path.parent.parent.name == "transfer"
+    return _load_matrix(path) if is_matrix else load_record(path)
+
+
+def _load_sample(path: pathlib.Path) -> tuple[int, pathlib.Path]:
+    """The step of a grid of samples, and its path."""
+    step = path.stem.removeprefix("step_")
+    if not step.isdecimal():
+        raise ValueError(f"{path}: its name must be step_NUMBER.png; rename or delete it")
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n") or b"IEND" not in content[-12:]:
+        raise ValueError(f"{path} is no whole PNG; delete it")
+    return int(step), path
 
 
 def _load_log(path: pathlib.Path) -> list[dict[str, float]]:

@@ -124,6 +124,25 @@ def protocol_lines(records: Sequence[Record]) -> list[str]:
     return lines
 
 
+def differences(earlier: Record, record: Record | None) -> str:
+    """Says in what a record of other settings differs from that in its place.
+
+    What made the model, and the items of the data set, are not in records.
+    """
+    if record is None:
+        return "there is none in its place"
+    old, new = (
+        {"version": r.get("version"), "device": r.get("device")} | r["protocol"] | settings_of(r)
+        for r in (earlier, record)
+    )
+    parts = [
+        f"{display_name(name)} {plain(old.get(name))}, now {plain(new.get(name))}"
+        for name in old | new
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(parts) or "the model, the data or the target labels"
+
+
 def plain(value: Any, absent: str = "-") -> str:
     """Writes a setting in a few letters; `absent` for None."""
     if value is None:
