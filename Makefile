@@ -2,13 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check api clean
+.PHONY: demo test test-fast test-wheel check api clean
 
 demo: .venv/demo.done
 	$(BIN)/python -m launch.main --config configs/demo.py --workdir runs/demo
 
 test: .venv/dev.done
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+# Three minutes on two cores: all but the modules that train or run the command.
+test-fast: .venv/dev.done
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not wheel" tests
+
+# The wheel in an empty environment, on each Python at hand; needs a package index.
+test-wheel: .venv/dev.done
+	$(BIN)/python -m pytest -m wheel tests/wheel_test.py
 
 check: .venv/dev.done
 	$(BIN)/ruff check .
@@ -18,14 +26,14 @@ check: .venv/dev.done
 # The API reference from the docstrings: runs/api/index.html.
 api: .venv/dev.done
 	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/pdoc --docformat google --output-directory runs/api saat_jax $(subst /,.,$(basename $(filter-out %.typed,$(wildcard saat_jax/[a-z]*))))
+	$(BIN)/python docs/api.py runs/api
 
-.venv/demo.done: setup.cfg
+.venv/demo.done: setup.cfg setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[data,viz]"
+	$(BIN)/pip install --quiet --editable ".[data,report]"
 	touch $@
 
-.venv/dev.done: setup.cfg
+.venv/dev.done: setup.cfg setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@ .venv/demo.done

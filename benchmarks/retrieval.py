@@ -430,7 +430,7 @@ def main() -> None:
         some = {"published": 10, "faiss": 500, "scan": 500}
         cases.append((1_000_000, 64, dict.fromkeys(ours, 500) | some))
     if not _has_faiss():
-        print("faiss is absent: its search is skipped; pip install -e '.[bench]'")
+        print("faiss is absent: its search is skipped; pip install faiss-cpu")
         for *_, queries in cases:
             del queries["faiss"]
 
