@@ -165,7 +165,12 @@ def no_drawing(monkeypatch):
 
 def test_records_are_sorted_by_model_then_benign_then_targeted_last(tmp_path):
     names = ["hag", "benign", "a_targeted", "mainstay"]
-    write_run(tmp_path, metrics={(m, a): {} for m in ("atrdh", "pretrained") for a in names})
+    write_run(
+        tmp_path,
+        metrics={
+            (m, a): {"map": 0.5, "t_map": 0.5} for m in ("atrdh", "pretrained") for a in names
+        },
+    )
     order = [(r["model"], r["attack"]) for r in reports.load_records(tmp_path)]
     attacks = ["benign", "hag", "mainstay", "a_targeted"]
     assert order == [(m, a) for m in ("pretrained", "atrdh") for a in attacks]
@@ -190,11 +195,12 @@ def _damage(path, place, value):
 # What is put where in a record, and what is then said of it.
 DAMAGE = {
     "targeted": (None, "targeted must be true or false, got None"),
-    "model": ("other", "expected the record of .*'hardened'.* got .*'other'.*was it moved"),
+    "model": ("other", "expected the record of .*'hardened'.* got .*'other'.*move it back"),
     "metrics": ([], r"metrics must be an object of JSON, got \[\]"),
     "metrics.map": (7.5, "metrics.map must be a number from 0 to 1, got 7.5"),
     "metrics.theory_map": (float("nan"), "metrics.theory_map must be a number .*got nan"),
     "metrics.t_map": ([0.5], "metrics.t_map must be a number from 0 to 1, got"),
+    "perturbation.l2": (10**400, "perturbation.l2 must be a number, got 1000"),
     "curves": (None, "curves must be an object of JSON, got None"),
     "curves.precision_recall.recall": ([0.5], r"lists of one length, got \[1, 100\]"),
     "curves.precision_recall.precision": (["a"] * 100, r"precision\[0\] must be a number from 0"),
@@ -206,7 +212,7 @@ DAMAGE = {
     "settings.attack": (3, "settings.attack must be a text, got 3"),
     "perturbation": ("none", "perturbation must be an object of JSON, got 'none'"),
     "perturbation.mse": ("a", "perturbation.mse must be a number, got 'a'"),
-    "seconds_per_image": (-1, "seconds_per_image must be a number of 0 or more, got -1"),
+    "seconds_per_image": (-1, "seconds_per_image must be a number from 0 to .*, got -1"),
     "protocol": (5, "protocol must be an object of JSON, got 5"),
     "protocol.k": ("all", "protocol.k must be a whole number"),
     "protocol.base_rate": (True, "protocol.base_rate must be a number from 0 to 1, got True"),
@@ -232,6 +238,39 @@ def test_record_that_is_none_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"hag\.json .*; delete it and evaluate again$"):
         reports.load_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "complaint"),
+    [
+        ("records/hardened/mainstay", "metrics", {"t_map": 0.5}, "metrics lacks 'map'; delete it"),
+        ("records/hardened/mainstay", "targeted", True, "metrics lacks 't_map'; delete it"),
+        ("records/hardened/mainstay", "protocol", {}, "protocol lacks 'k'; delete it"),
+        ("transfer/hag", "benign", {}, "of the same models; delete it"),
+        ("transfer/hag", "benign", {"a:x": 0.5}, "of the same models; delete it"),
+    ],
+)
+def test_what_a_file_lacks_is_named(tmp_path, name, place, value, complaint):
+    run = write_run(tmp_path)
+    write_transfer(run)
+    _damage(run / f"{name}.json", place, value)
+    (line,) = records.load_run(run).damaged
+    assert f"{name}.json: " in line and complaint in line
+
+
+def test_transfer_matrix_of_a_run_that_was_stopped_has_some_rows(tmp_path, no_drawing):
+    write_transfer(tmp_path)
+    _damage(tmp_path / "transfer/hag.json", "matrix", {"b:x": {"a:x": 0.5, "b:x": 0.2}})
+    assert records.load_run(tmp_path).damaged == []
+    matrix = Page.read(reports.write_report(tmp_path)).all("table", "heat")[0]
+    assert [row.all("th")[0].text for row in matrix.one("tbody").all("tr")] == ["benign", "b:x"]
+
+
+def test_log_without_a_whole_line_is_not_there_yet(tmp_path):
+    run = write_run(tmp_path)
+    (run / "models/hardened/metrics.jsonl").write_text('{"step": ')
+    found = records.load_run(run)
+    assert found.missing == ["the training log of hardened"] and not found.damaged
 
 
 def test_settings_without_a_number_of_steps(tmp_path):

@@ -20,6 +20,7 @@ from saat_jax.reports.records import (
     key_of,
     load_run,
     settings_of,
+    transfer_rows,
 )
 
 # What the page takes, by the name that is imported.
@@ -186,7 +187,7 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "protocol_lines": tables.protocol_lines,
         "query_label": analysis.query_label,
         "times": tables.times,
-        "transfer_rows": tables.transfer_rows,
+        "transfer_rows": transfer_rows,
         "transfer_title": tables.transfer_title,
     }
 

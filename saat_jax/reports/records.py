@@ -1,6 +1,7 @@
 """The files of a run, read and checked."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +48,7 @@ _RECORD = {
         for labels in ("", "_target")
     },
     "perturbation": (None, {...: float}),
-    "seconds_per_image": (None, options.Range(0)),
+    "seconds_per_image": (None, options.Range(0, 10**9)),
     **_MADE,
 }
 _MATRIX = {"metric": METRICS, "benign": {...: _SHARE}, "matrix": {...: {}}, **_MADE}
@@ -183,7 +184,7 @@ def load_run(workdir: str | os.PathLike[str]) -> RunFiles:
     return RunFiles(
         _in_order(records.values()),
         {(model, attack): found for (model, attack), found in examples.items()},
-        {model: lines for (model, _), lines in training.items()},
+        {model: lines for (model, _), lines in training.items() if lines},
         {(model, network): lines for (model, network, _), lines in learned.items()},
         # The newest comes last, and counts.
         {key[:2]: found for key, found in sorted(samples.items(), key=lambda item: item[1])},
@@ -251,7 +252,16 @@ def load_record(path: pathlib.Path) -> Record:
     expected = {"model": model, "attack": _attack_of(path)}
     got = {field: record[field] for field in expected}
     if got != expected:
-        raise ValueError(f"{path}: expected the record of {expected}, got {got}; was it moved?")
+        raise ValueError(
+            f"{path}: expected the record of {expected}, got {got}; if it was moved, move it back, "
+            f"else {_AGAIN}"
+        )
+    for section, name in (
+        ("metrics", "t_map" if record["targeted"] else "map"),
+        ("protocol", "k"),
+    ):
+        if name not in record[section]:
+            raise ValueError(f"{path}: {section} lacks {name!r}; {_AGAIN}")
     return record
 
 
@@ -259,7 +269,13 @@ def _load_matrix(path: pathlib.Path) -> Record:
     matrix = {**files.read_json(path, cure=_AGAIN), "attack": _attack_of(path)}
     _checked(matrix, _MATRIX, str(path))
     judges = dict.fromkeys(matrix["benign"], _SHARE)
-    return _checked(matrix, {"matrix": {...: judges}}, str(path))
+    # A run that was stopped has some rows.
+    _checked(matrix, {"matrix": {...: judges}}, str(path))
+    if not judges or any(row.keys() != judges.keys() for row in transfer_rows(matrix).values()):
+        raise ValueError(
+            f"{path}: benign and each row of matrix must be of the same models; {_AGAIN}"
+        )
+    return matrix
 
 
 def _attack_of(path: pathlib.Path) -> str:
@@ -281,6 +297,11 @@ def _load_sample(path: pathlib.Path) -> tuple[int, pathlib.Path]:
     if not content.startswith(b"\x89PNG\r\n") or b"IEND" not in content[-12:]:
         raise ValueError(f"{path} is no whole PNG; delete it")
     return int(step), path
+
+
+def transfer_rows(matrix: Record) -> dict[str, dict[str, float]]:
+    """The rows of a transfer matrix by who crafted the images: nobody, then each model."""
+    return {"benign": matrix["benign"], **matrix["matrix"]}
 
 
 def _load_log(path: pathlib.Path) -> list[dict[str, float]]:
@@ -336,8 +357,9 @@ def _problem(value: Any, shape: Any, field: str) -> str:
         return "" if value in list(shape) else f"{field} must be one of {sorted(shape)}, {got}"
     if isinstance(shape, type):
         fits = isinstance(value, int | float if shape is float else shape)
-        # A truth value is a number to Python, and NaN is no other's equal.
-        if fits and value == value and (shape is bool or not isinstance(value, bool)):
+        # A truth value is a number to Python, NaN is no other's equal, and nobody can draw 1e308.
+        fits &= value == value and (shape is bool or not isinstance(value, bool))
+        if fits and not (shape is float and 1e30 < abs(value) != math.inf):
             return ""
         return f"{field} must be {_KINDS[shape]}, {got}"
     if isinstance(shape, list):

@@ -13,6 +13,7 @@ from saat_jax.reports.records import (
     display_name,
     is_suite,
     settings_of,
+    transfer_rows,
 )
 
 # Per quantity of a change: factor of the number that papers print, and head, in two lines.
@@ -278,11 +279,6 @@ def transfer_table(matrix: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join([*aligned(table), *protocol_lines([matrix])])
-
-
-def transfer_rows(matrix: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The rows of a transfer matrix by who crafted the images: nobody, then each model."""
-    return {"benign": matrix["benign"], **matrix["matrix"]}
 
 
 def transfer_title(matrix: dict[str, Any]) -> str:
