@@ -1,7 +1,7 @@
 r"""Every attack of both papers, side by side on one hashing network.
 
-    python -m launch.main --config configs/attacks.py:digits --workdir runs/attacks
-    python -m launch.main --config configs/attacks.py:small --workdir runs/mine \
+    saat-jax --config attacks:digits --workdir runs/attacks
+    saat-jax --config attacks:small --workdir runs/mine \
         --config.data.root=FOLDER
 
 Trains the network (as configs/demo.py or configs/lists.py), trains what THA and ProS-GAN need,

@@ -1,7 +1,7 @@
 r"""Every defence against every attack: SAAT's Tables III and IV.
 
-    python -m launch.main --config configs/defenses.py:digits --workdir runs/defenses
-    python -m launch.main --config configs/defenses.py:small --workdir runs/mine \
+    saat-jax --config defenses:digits --workdir runs/defenses
+    saat-jax --config defenses:small --workdir runs/mine \
         --config.data.root=FOLDER
 
 The chain with three hardened models, "saat", "atrdh" and "cgat", beside the undefended one, and

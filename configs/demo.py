@@ -1,6 +1,6 @@
 r"""The whole chain on the bundled digits: train, attack, harden, attack again. 32 bits.
 
-    python -m launch.main --config configs/demo.py --workdir runs/demo
+    saat-jax --config demo --workdir runs/demo
 
 The images need no download: real scans of digits, one to three on a canvas of 32 x 32 pixels.
 Variant "smoke" is the same chain with a few images, one epoch and three attack steps.

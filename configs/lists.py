@@ -1,7 +1,7 @@
 r"""The whole chain on images named by list files: your own, or a set in the papers' format.
 
-    python -m launch.main --config configs/lists.py --workdir runs/mine --config.data.root=FOLDER
-    python -m launch.main --config configs/lists.py:small --workdir runs/mine \
+    saat-jax --config lists --workdir runs/mine --config.data.root=FOLDER
+    saat-jax --config lists:small --workdir runs/mine \
         --config.data.root=FOLDER
 
 FOLDER holds, for each split of train, test (the queries) and database, either SPLIT_img.txt and

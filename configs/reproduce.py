@@ -1,10 +1,10 @@
 r"""One cell of the papers' grid: a hashing network with all that their tables ask of it.
 
-    python -m launch.reproduce --table saat:II --workdir runs/paper --root nuswide=FOLDER ...
+    saat-jax reproduce --table saat:II --workdir runs/paper --root nuswide=FOLDER ...
 
 makes whole tables; it takes its configs from here. To run one network by hand:
 
-    python -m launch.main --config configs/reproduce.py:saat,nuswide,dph,alexnet,32 \
+    saat-jax --config reproduce:saat,nuswide,dph,alexnet,32 \
         --workdir runs/paper/saat-nuswide-dph-alexnet-32 --config.data.root=FOLDER
 
 The variant is PAPER,DATASET,OBJECTIVE,NETWORK,BITS, or the same and ",small": the grid on the

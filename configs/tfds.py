@@ -1,6 +1,6 @@
 r"""The chain with a small network on images of TensorFlow Datasets.
 
-    python -m launch.main --config configs/tfds.py:voc/2007 --workdir runs/voc
+    saat-jax --config tfds:voc/2007 --workdir runs/voc
 
 Variants: coco/2014, coco/2017, voc/2007, voc/2012, cifar10, cifar100. The first use downloads the
 set, up to 25 GB for COCO. Not yet run on a downloaded set; the pipeline is tested with TFDS's mock

@@ -1,6 +1,6 @@
 r"""Hash training with every objective on every network, in the protocols of both papers.
 
-    python -m launch.main --config configs/train_hash.py:flickr25k,hashnet,vgg11,32 \
+    saat-jax --config train_hash:flickr25k,hashnet,vgg11,32 \
         --workdir runs/hashnet --config.data.root=FOLDER --config.model.weights=vgg11.pth
 
 The variant is DATASET,OBJECTIVE,NETWORK,BITS or DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL:

@@ -1,7 +1,7 @@
 r"""Runs a task of a config.
 
-    python -m launch.main --config configs/demo.py --workdir runs/demo
-    python -m launch.main --config configs/lists.py:small --workdir runs/mine \
+    saat-jax --config demo --workdir runs/demo
+    saat-jax --config lists:small --workdir runs/mine \
         --config.data.root=FOLDER --config.task=train_hash
 
 A config is FILE[:VARIANT], or the name of one that comes with the library, such as demo:smoke. Its

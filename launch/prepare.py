@@ -1,7 +1,7 @@
 r"""Makes lists of the papers' data sets, and shards of any lists. Nothing is downloaded.
 
-    python -m launch.prepare flickr25k --source FOLDER --output data/flickr25k --splits saat
-    python -m launch.prepare pack --root data/flickr25k --output data/flickr25k_256
+    saat-jax prepare flickr25k --source FOLDER --output data/flickr25k --splits saat
+    saat-jax prepare pack --root data/flickr25k --output data/flickr25k_256
 
 FOLDER holds the owners' unpacked archives; where to get them is said if anything is missing. The
 lists are of format A (README, "Your own images"); lists that you have need no preparation.
@@ -9,7 +9,6 @@ lists are of format A (README, "Your own images"); lists that you have need no p
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -82,7 +81,8 @@ def prepare(
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     originals.write_lists(temporary, original, rows)
-    record = {"settings": settings, "inputs": _sizes(original.files)}
+    made = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
+    record = {"settings": settings, "inputs": _sizes(original.files), "lists": made}
     files.write_json(temporary / "prepared.json", record)
     os.replace(temporary, output)
     text = ", ".join(f"{split} {len(numbers)}" for split, numbers in rows.items())
@@ -102,21 +102,27 @@ def _is_done(output: pathlib.Path, settings: Mapping[str, Any]) -> bool:
             f"{output} holds files of another origin; name a new folder. Lists that you have need "
             f"no preparation: saat-jax check {output}"
         )
-    record = json.loads((output / "prepared.json").read_text())
+    record = files.read_json(
+        output / "prepared.json",
+        cure=f"delete {output} and give the same command again",
+        fields={"settings": dict, "inputs": dict},
+    )
     made = record["settings"]
-    changed = [
-        f"{key} {made.get(key)} -> {settings[key]}"
-        for key in settings
-        if made.get(key) != settings[key]
-    ]
-    if not changed and record["inputs"] != _sizes(record["inputs"]):
-        changed = ["files of the source changed"]
+    changed = [f"{k} {made.get(k)} -> {v}" for k, v in settings.items() if made.get(k) != v]
     if changed:
-        raise ValueError(
-            f"{output} was made with other settings ({'; '.join(changed)}); name a new folder, or "
-            "delete it first"
-        )
-    return True
+        problem = f"was made with other settings ({'; '.join(changed)})"
+    elif record["inputs"] != _sizes(record["inputs"]):
+        problem = "was made with other settings (files of the source changed)"
+    # Of a folder made by an earlier version, nothing is known of its lists.
+    elif lost := [
+        name
+        for name, size in record.get("lists", {}).items()
+        if _sizes([output / name]) != {str(output / name): size}
+    ]:
+        problem = f"is damaged: {lost[0]} has another size than when it was made"
+    else:
+        return True
+    raise ValueError(f"{output} {problem}; name a new folder, or delete it first")
 
 
 def pack(options: argparse.Namespace) -> str:
@@ -148,34 +154,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, known in originals.SETS.items():
-        command = commands.add_parser(
+        add = commands.add_parser(
             name,
             help=f"make the lists of {name}",
             epilog=known.instructions,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_argument("--source", type=pathlib.Path, required=True, help="unpacked archives")
-        command.add_argument("--output", type=pathlib.Path, required=True, help="folder to make")
-        command.add_argument("--splits", choices=known.protocols, required=True, help="the paper")
-        command.add_argument("--seed", type=int, default=0, help="of the draw")
-        command.add_argument("--num_query", type=int, help="instead of the paper's")
-        command.add_argument("--num_train", type=int, help="instead of the paper's")
-        command.add_argument(
-            "--subset",
-            action="store_true",
-            help="take the images that are there; published counts are not checked",
-        )
-    command = commands.add_parser("pack", help="write the images of lists into shards")
-    command.add_argument("--root", required=True, help="folder of the lists")
-    command.add_argument("--output", required=True, help="folder of the shards")
-    command.add_argument("--image_size", type=int, default=256, help="of the packed squares")
-    command.add_argument(
+        ).add_argument
+        add("--source", type=pathlib.Path, required=True, help="unpacked archives")
+        add("--output", type=pathlib.Path, required=True, help="folder to make")
+        add("--splits", choices=known.protocols, required=True, help="the paper")
+        add("--seed", type=int, default=0, help="of the draw")
+        add("--num_query", type=int, help="instead of the paper's")
+        add("--num_train", type=int, help="instead of the paper's")
+        help = "take the images that are there; published counts are not checked"
+        add("--subset", action="store_true", help=help)
+    add = commands.add_parser("pack", help="write the images of lists into shards").add_argument
+    add("--root", required=True, help="folder of the lists")
+    add("--output", required=True, help="folder of the shards")
+    add("--image_size", type=int, default=256, help="of the packed squares")
+    add(
         "--resize",
         type=lambda text: None if text == "none" else int(text),
         default=256,
         help='short side before the centre crop; "none" squeezes the whole image',
     )
-    command.add_argument("--remap", metavar="OLD=NEW", action="append", default=[])
+    add("--remap", metavar="OLD=NEW", action="append", default=[])
     options = parser.parse_args(arguments)
     if wrong := [text for text in getattr(options, "remap", ()) if "=" not in text]:
         parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")

@@ -13,10 +13,10 @@ from configs import attacks, defenses, demo, lists, reproduce, train_hash
 from saat_jax import labels, options
 
 CONFIGS = {
-    **{f"attacks:{v}": lambda v=v: attacks.get_config(v) for v in attacks._VARIANTS},
-    **{f"defenses:{v}": lambda v=v: defenses.get_config(v) for v in attacks._VARIANTS},
+    **{f"attacks:{v}": lambda v=v: attacks.get_config(v) for v in attacks.VARIANTS},
+    **{f"defenses:{v}": lambda v=v: defenses.get_config(v) for v in attacks.VARIANTS},
     **{f"demo:{v}": lambda v=v: demo.get_config(v) for v in ("", "smoke")},
-    **{f"lists:{v}": lambda v=v: lists.get_config(v) for v in lists._VARIANTS},
+    **{f"lists:{v}": lambda v=v: lists.get_config(v) for v in lists.VARIANTS},
     **{
         f"{module.__name__}:{v}": lambda module=module, v=v: module.get_config(v)
         for objective in train_hash._OBJECTIVES

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -227,6 +228,23 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.files, "write_json", stop)
     assert _prepare("coco", tmp_path / "source", tmp_path / "lists") == 130
     assert not (tmp_path / "lists").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prepared.json", "", "prepared.json is no JSON .*; delete .* and give the same"),
+        ("prepared.json", "[]", "prepared.json must be an object of JSON, got a list"),
+        ("prepared.json", "{}", "prepared.json lacks .settings"),
+        ("train_img.txt", "", "is damaged: train_img.txt has another size"),
+    ],
+)
+def test_a_damaged_folder_is_not_done_already(tmp_path, capsys, name, content, message):
+    _coco(tmp_path / "source")
+    assert _prepare("coco", tmp_path / "source", tmp_path / "lists") == 0
+    (tmp_path / "lists" / name).write_text(content)
+    assert _prepare("coco", tmp_path / "source", tmp_path / "lists") == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_lists_that_a_user_has_are_left_alone(tmp_path, capsys):

@@ -1,7 +1,7 @@
 r"""Makes the tables and figures of both papers, beside the published numbers.
 
-    python -m launch.reproduce --table all --scale small --workdir runs/small
-    python -m launch.reproduce --table saat:II --table saat:fig3 --workdir runs/paper \
+    saat-jax reproduce --table all --scale small --workdir runs/small
+    saat-jax reproduce --table saat:II --table saat:fig3 --workdir runs/paper \
         --root flickr25k=FOLDER --root nuswide=FOLDER --root coco=FOLDER --weights FOLDER
     ... --dry-run      shows what would be done, and what it would cost
     ... --commands     prints one command for each network, for a cluster's array jobs
