@@ -5,6 +5,9 @@ in a byte, lowest bit first, as faiss' binary indexes read them. Knows nothing o
 labels or networks.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,8 @@ from saat_jax import options
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
+# What makes soft codes, `[batch, num_bits]` in (-1, 1), of (variables, images, tanh scale).
+EncodeFn = Callable[[Any, Array, Array | float], Array]
 
 
 def _check_type(name: str, codes: ArrayLike) -> None:

@@ -109,6 +109,20 @@ def declared(made: type[Options]) -> dict[str, Any]:
     }
 
 
+def check_given(place: str, known: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Refuses names that are no options, and misses those without a default.
+
+    Args:
+        place: what has the options, in messages.
+        known: the options with their defaults, `...` for none.
+        given: the names.
+    """
+    if unknown := sorted({*given} - known.keys()):
+        raise ValueError(f"{place} has no option {shortened(unknown[0])!r}; it has {sorted(known)}")
+    if missing := [name for name in known if known[name] is ... and name not in given]:
+        raise ValueError(f"{place} needs the option {missing[0]!r}, which has no default")
+
+
 def create(made: type[AnyOptions], place: str, given: Mapping[str, Any]) -> AnyOptions:
     """Makes what a config names, of the options that it gives.
 
@@ -121,11 +135,7 @@ def create(made: type[AnyOptions], place: str, given: Mapping[str, Any]) -> AnyO
         ValueError: if there is no such option, one without a default is missing, or a value is
             none that it can have.
     """
-    known = declared(made)
-    if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"{place} has no option {shortened(unknown[0])!r}; it has {sorted(known)}")
-    if missing := [name for name in known if known[name] is ... and name not in given]:
-        raise ValueError(f"{place} needs the option {missing[0]!r}, which has no default")
+    check_given(place, declared(made), given)
     try:
         return made(**given)
     except ValueError as error:

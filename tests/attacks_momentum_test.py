@@ -75,12 +75,17 @@ def _keys(num_rows, seed=0):
 # --- the loop ---
 
 
+def _momentum_descent(estimate, images, start, *, step_size, decay, **options):
+    rule = descent.momentum_sign(step_size, decay=decay)
+    return descent.descend(estimate, jnp.asarray(images), start, rule=rule, **options).images
+
+
 def _descend(gradients, **options):
     """The loop on one image of one pixel per sequence of gradients, from 1/2, step 0.1."""
     gradients = jnp.array(gradients)[:, :, None, None]
     images = jnp.full(gradients.shape[1:], 0.5)
-    return momentum.momentum_descent(
-        lambda adversarial, step, momentum, carry: (gradients[step], carry),
+    return _momentum_descent(
+        descent.plain(lambda adversarial, step: gradients[step]),
         images,
         images,
         epsilon=0.5,
@@ -90,7 +95,7 @@ def _descend(gradients, **options):
     )[:, 0, 0]
 
 
-def test_momentum_descent_worked_by_hand():
+def test_momentum_worked_by_hand():
     # Of mean magnitude 1, 1 and 2, so that the momentum is (2, 0), (1, 1), (-0.5, 1.5).
     gradients = [[[2.0, 0]], [[-1.0, 1]], [[-3.0, 1]]]
     np.testing.assert_allclose(_descend(gradients, decay=1.0), [[0.4, 0.3]], rtol=1e-6)
@@ -113,7 +118,9 @@ def test_image_without_gradient_stops_for_good(nothing):
 def test_look_ahead_worked_by_hand():
     # The gradient of sum(x^2) / 2 is x: the scaled point itself.
     gradient_fn = momentum.look_ahead(lambda images, step: images, reach=0.5, num_scales=4)
-    gradient, _ = gradient_fn(jnp.array([3.0]), 0, jnp.array([2.0]), None)
+    gradient, _ = gradient_fn(
+        jnp.array([3.0]), 0, descent.MomentumState(jnp.array([2.0]), None), None
+    )
     np.testing.assert_array_equal(gradient, [2 * (1 + 1 / 2 + 1 / 8 + 1 / 64) / 4])
 
 
@@ -237,26 +244,20 @@ def test_tune_variance_matches_reference(loss, targeted):
     encode_fn, variables, images, target_codes = _linear_problem(3)
     alphas = code_losses.alpha_schedule(5)
     offsets = np.random.default_rng(3).normal(0, 0.1, (5, 2, *images.shape)).astype(np.float32)
-    gradient_fn = descent.image_gradient(
+    actual = descent.minimize(
+        code_losses.target_loss(target_codes, loss=loss, targeted=targeted),
         encode_fn,
         variables,
         images,
-        target_codes,
-        num_steps=5,
-        targeted=targeted,
-        loss=loss,
-        alphas=alphas,
-    )
-    actual = momentum.momentum_descent(
-        momentum.tune_variance(
-            gradient_fn, lambda *place: jnp.asarray(offsets)[place], num_neighbors=2
-        ),
-        images,
-        images,
+        rule=descent.momentum_sign(1 / 255),
         epsilon=EPSILON,
-        step_size=1 / 255,
         num_steps=5,
-        decay=1.0,
+        alphas=alphas,
+        estimator=functools.partial(
+            momentum.tune_variance,
+            offset_fn=lambda *place: jnp.asarray(offsets)[place],
+            num_neighbors=2,
+        ),
         carry=jnp.zeros_like(images),
     )
     flat_offsets = np.moveaxis(offsets, -1, -3).reshape(5, 2, len(images), -1)
@@ -454,7 +455,7 @@ class _Golden:
 
         @jax.jit
         def descend(alphas, num_steps):
-            return momentum.momentum_descent(
+            return _momentum_descent(
                 make_gradient(_batch_gradient(encode_fn, self.target_codes, alphas)),
                 self.images,
                 self.images if start is None else start,
@@ -575,7 +576,7 @@ def test_golden_formula_int_nifgsm_sinifgsm(name, num_scales):
     variables = tuple(np.array(formula.inputs[key], np.float32) for key in ("W", "b"))
     num_steps = formula.inputs["T"]
     # The step is in the specification's words only.
-    adversarial = momentum.momentum_descent(
+    adversarial = _momentum_descent(
         momentum.look_ahead(
             _batch_gradient(
                 functools.partial(_linear_encode, variables),

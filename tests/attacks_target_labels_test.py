@@ -66,7 +66,7 @@ def test_disjoint_is_the_default():
 
 def test_bad_requests_are_refused():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match='"disjoint" or "uniform", got \'random\''):
+    with pytest.raises(ValueError, match="unknown protocol of target labels 'random'"):
         select_target_labels(LABELS, DATABASE_LABELS, rng, protocol="random")
     with pytest.raises(ValueError, match=r"3 queries.*'uniform' with min_count=4 \(first: query 0"):
         select_target_labels(LABELS, DATABASE_LABELS, rng, protocol="uniform", min_count=4)

@@ -167,7 +167,7 @@ def test_zero_target_bit_has_no_gradient(name, targeted):
         ),
         ({"images": np.zeros((2, 4, 4, 3), int)}, r"images must be floats in \[0, 1\], got int"),
         ({"start": np.zeros((1, 4, 4, 3))}, r"start must be .*\(2, 4, 4, 3\), got \(1, 4, 4, 3\)"),
-        ({"epsilon": -0.1}, r"epsilon must be 0 or more.*got -0.1"),
+        ({"epsilon": -0.1}, r"epsilon must be a number from 0 to 1, got -0.1"),
     ],
 )
 def test_what_is_no_image_or_ball_is_refused(changed, message):
@@ -178,7 +178,7 @@ def test_what_is_no_image_or_ball_is_refused(changed, message):
 
 
 def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(ValueError, match="num_steps must be 0 or more, got -3"):
+    with pytest.raises(ValueError, match="num_steps must be a whole number from 0 to .*, got -3"):
         attacks.alpha_schedule(-3)
 
 
@@ -280,14 +280,14 @@ def test_golden_formula_pgd_projection():
     )
     epsilon, step_size = formula.inputs["eps"], formula.inputs["step"]
     for num_steps, expected in enumerate(formula.expected["delta"]):
-        adversarial, _ = attacks.sign_descent(
-            lambda adversarial, step, carry: (jnp.sum(adversarial * gradient), carry),
-            images,
+        adversarial = attacks.descend(
+            attacks.plain(lambda adversarial, step: gradient),
+            jnp.asarray(images),
             images + delta,
+            rule=attacks.STEP_RULES["sign"](step_size),
             epsilon=epsilon,
-            step_size=step_size,
             num_steps=num_steps,
-        )
+        ).images
         # Of the image, not of the small delta, to which float32 rounding is relative.
         formula.assert_close(adversarial, images + np.array(expected))
 
@@ -418,14 +418,14 @@ def test_pgd_stays_in_ball_and_box_after_rounding():
 def test_start_is_projected():
     _, _, images, _ = _linear_problem(7)
     far = np.where(images > 0.5, 3.0, -3.0).astype(np.float32)
-    adversarial, _ = attacks.sign_descent(
-        lambda adversarial, step, carry: (adversarial.sum(), carry),
-        images,
+    adversarial = attacks.descend(
+        attacks.plain(lambda adversarial, step: jnp.ones_like(adversarial)),
+        jnp.asarray(images),
         far,
+        rule=attacks.STEP_RULES["sign"](1.0),
         epsilon=EPSILON,
-        step_size=1.0,
         num_steps=0,
-    )
+    ).images
     np.testing.assert_array_equal(adversarial, attacks.project(far, images, epsilon=EPSILON))
 
 
@@ -536,24 +536,24 @@ def test_no_retrace_across_batches():
         attack(variables, shuffled, target_codes, jax.random.key(seed))
 
 
-def test_sign_descent_compiles_once_for_all_numbers_of_steps():
+def test_descent_compiles_once_for_all_numbers_of_steps():
     images = jnp.full((1, 2, 2, 3), 0.5)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def descend(num_steps):
-        return attacks.sign_descent(
-            lambda adversarial, step, carry: (adversarial.sum(), carry + step),
+        return attacks.descend(
+            lambda adversarial, step, _, carry: (jnp.ones_like(adversarial), carry + step),
             images,
             images,
+            rule=attacks.STEP_RULES["sign"](0.01),
             epsilon=1.0,
-            step_size=0.01,
             num_steps=num_steps,
             carry=0,
         )
 
     for num_steps in (0, 1, 5):
-        adversarial, carry = descend(num_steps)
+        adversarial, _, carry = descend(num_steps)
         np.testing.assert_allclose(adversarial, 0.5 - 0.01 * num_steps, rtol=1e-6)
         # The carry saw the steps 0, 1, ..., in order.
         assert carry == sum(range(num_steps))

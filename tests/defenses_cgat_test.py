@@ -109,9 +109,12 @@ def test_without_a_bank_of_the_objective_the_codes_are_soft_all_the_same():
     ("wrong", "message"),
     [
         ({"bank": "soft"}, 'bank must be "aliased" or "sign", got \'soft\''),
-        ({"attack_mode": "test"}, 'attack_mode must be "train" or "eval", got \'test\''),
+        (
+            {"attack_mode": "test"},
+            "unknown attack_mode 'test'",
+        ),
         ({"ties": "none"}, 'ties must be "positive" or "zero", got \'none\''),
-        ({"epsilon": -1.0}, "must not be negative, got -1 and 1"),
+        ({"epsilon": -1.0}, "epsilon must be a number from 0 to 1, got -1"),
     ],
 )
 def test_options_are_checked(wrong, message):

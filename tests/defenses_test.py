@@ -492,7 +492,7 @@ def test_golden_formula_saat_outer():
     [
         ("bank", "alias", 'bank must be "aliased" or "sign", got \'alias\''),
         ("quantization", "norm", 'quantization must be "mean" or "sum", got \'norm\''),
-        ("attack_mode", "test", 'attack_mode must be "train" or "eval", got \'test\''),
+        ("attack_mode", "test", r"unknown attack_mode 'test'; expected one of \['eval', 'train'\]"),
         (
             "loss",
             "mse",
@@ -636,7 +636,7 @@ def test_every_objective_trains_and_hardens(name, kind):
         ends.append((state, seen))
     for end in ends[1:]:
         chex.assert_trees_all_equal_shapes_and_dtypes(ends[0], end)
-        chex.assert_trees_all_close(ends[0], end, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(ends[0], end, rtol=1e-4, atol=2e-5)
     state = ends[0][0]
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(ends[0]))
     assert not np.array_equal(state.params["hash"]["kernel"], first.params["hash"]["kernel"])

@@ -431,7 +431,7 @@ def _listed(table):
             r"unknown optimizer 'lamb'; .*\['adam', 'sgd'\]",
         ),
         ("attacks.mainstay.attack", "cw", "unknown attack 'cw'" + _listed(evaluation.ATTACKS)),
-        ("attacks.mainstay.attack", "hag", r"'hag' takes the options \['anneal', 'balance_"),
+        ("attacks.mainstay.attack", "hag", r"'hag' has no option 'loss'; it has \['anneal', "),
         (
             "attacks.mainstay.loss",
             "mse",

@@ -7,10 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saat_jax import hamming, options
+
 Array = jax.Array
 CodeLossFn = Callable[..., Array]
 
 _ALPHAS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+def check_steps(num_steps: int) -> None:
+    """Refuses what is no number of steps, or known at run time only."""
+    options.check_numbers(num_steps=num_steps)
+    if isinstance(num_steps, jax.core.Tracer):
+        raise ValueError(
+            "num_steps must be known when jax.jit traces an attack, got a traced value; name it "
+            "in static_argnames"
+        )
 
 
 def alpha_schedule(num_steps: int) -> np.ndarray:
@@ -21,13 +33,16 @@ def alpha_schedule(num_steps: int) -> np.ndarray:
     it ends below 1.
 
     Raises:
-        ValueError: if the number of steps is negative.
+        ValueError: if `num_steps` is no number of steps.
+
+    Example:
+        >>> alpha_schedule(10)[4:]
+        array([0.1, 0.2, 0.3, 0.5, 0.7, 1. ], dtype=float32)
 
     Reference:
         SAAT, Section IV-A.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
+    check_steps(num_steps)
     return np.array([_ALPHAS[10 * step // num_steps] for step in range(num_steps)], np.float32)
 
 
@@ -39,9 +54,13 @@ def mean_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> Arra
         target_codes: `[batch, num_bits]` in {-1, 0, +1}.
         targeted: whether to approach the target codes rather than to leave them.
 
+    Raises:
+        ValueError: if these are no codes or differ in shape; so do all losses.
+
     Reference:
         SAAT, Eq. 13, 14 and 18.
     """
+    hamming.check_aligned(soft_codes=soft_codes, target_codes=target_codes)
     agreement = jnp.mean(soft_codes * target_codes, axis=-1)
     return -agreement if targeted else agreement
 
@@ -79,6 +98,7 @@ def pooled_loss(soft_codes: Array, target_codes: Array, *, targeted: bool) -> Ar
 
 def _unsettled(soft_codes: Array, target_codes: Array, *, targeted: bool) -> tuple[Array, Array]:
     """Sum over an example's unsettled bits, negated if targeted, and their number."""
+    hamming.check_aligned(soft_codes=soft_codes, target_codes=target_codes)
     agreement = soft_codes * target_codes
     unsettled = agreement < 0.5 if targeted else agreement > -0.5
     weights = jax.lax.stop_gradient(unsettled.astype(agreement.dtype))
@@ -86,11 +106,10 @@ def _unsettled(soft_codes: Array, target_codes: Array, *, targeted: bool) -> tup
     return -totals if targeted else totals, jnp.sum(weights, axis=-1)
 
 
-CODE_LOSSES: dict[str, CodeLossFn] = {
-    "mean": mean_loss,
-    "focused": focused_loss,
-    "pooled": pooled_loss,
-}
+# By the name of `loss`. One of one's own: CODE_LOSSES.register.
+CODE_LOSSES: options.Choices[CodeLossFn] = options.Choices(
+    "attack loss", {"mean": mean_loss, "focused": focused_loss, "pooled": pooled_loss}
+)
 
 
 def code_loss(name: str, *, targeted: bool) -> Callable[[Array, Array], Array]:
@@ -99,6 +118,22 @@ def code_loss(name: str, *, targeted: bool) -> Callable[[Array, Array], Array]:
     Raises:
         ValueError: if no loss has that name.
     """
-    if name not in CODE_LOSSES:
-        raise ValueError(f"unknown attack loss {name!r}; expected one of {sorted(CODE_LOSSES)}")
-    return functools.partial(CODE_LOSSES[name], targeted=targeted)
+    return functools.partial(CODE_LOSSES.look_up(name), targeted=targeted)
+
+
+def target_loss(
+    target_codes: Array, *, loss: str, targeted: bool
+) -> Callable[[Array, Array], Array]:
+    """The code loss of (soft codes, images) with one target code for each image.
+
+    Raises:
+        ValueError: if these are no codes, or, of the loss, not of the soft codes' shape.
+    """
+    hamming.check_codes("target_codes", target_codes)
+    loss_fn = code_loss(loss, targeted=targeted)
+
+    def of_images(soft_codes: Array, _: Array) -> Array:
+        hamming.check_aligned(soft_codes=soft_codes, target_codes=target_codes)
+        return loss_fn(soft_codes, target_codes)
+
+    return of_images

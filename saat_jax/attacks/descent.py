@@ -1,23 +1,61 @@
-"""Projected gradient descent within the L-infinity ball, and what every attack shares."""
+"""Descent within the L-infinity ball: the one loop of all attacks, and those by plain gradients.
+
+An attack is put together by `minimize` of
+
+    a loss       of (soft codes, images), one value per example
+    an estimator what it makes of the loss's gradient, such as a mean over neighbours
+    a step rule  an optax.GradientTransformation: the sign, a momentum's sign, SGD, Adam, ...
+    a start      the images, a random point of the ball, or one that is given
+
+and `descend` is its loop. A rule and an estimator keep what they like from step to step.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from saat_jax.attacks.code_losses import code_loss
+from saat_jax import options, perturbation
+from saat_jax.attacks.code_losses import check_steps, target_loss
+from saat_jax.hamming import EncodeFn
 
 Array = jax.Array
-EncodeFn = Callable[[chex.ArrayTree, Array, Array | float], Array]
+# Of (soft codes, adversarial images), `[batch]`.
+LossFn = Callable[[Array, Array], Array]
+# Of (images, step index).
+GradientFn = Callable[[Array, Array], Array]
+# Of (images, step index, the rule's state, carry), with the new carry.
+Estimate = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
 
 
 def project(adversarial: Array, images: Array, *, epsilon: float) -> Array:
-    """Moves images to the nearest point in the L-infinity ball and in [0, 1]."""
+    """Moves images to the nearest point in the L-infinity ball and in [0, 1].
+
+    Example:
+        >>> project(jnp.array([0.75, -0.25]), jnp.array([0.5, 0.125]), epsilon=0.125).tolist()
+        [0.625, 0.0]
+    """
     return jnp.clip(jnp.clip(adversarial, images - epsilon, images + epsilon), 0, 1)
+
+
+def checked_images(images: Array, **numbers: Any) -> Array:
+    """Refuses what is no batch of images, and numbers out of their range, by argument.
+
+    The values of traced images are not known: there an image that is not within [0, 1] becomes
+    NaN, and so does what an attack makes of it. The others stay as they are.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    options.check_numbers(**numbers)
+    perturbation.check_images("images", images)
+    inside = jnp.all((images >= 0) & (images <= 1), axis=(1, 2, 3), keepdims=True)
+    return jnp.where(inside, images, jnp.nan)
 
 
 def row_keys(rng: Array, num_rows: int) -> Array:
@@ -25,9 +63,22 @@ def row_keys(rng: Array, num_rows: int) -> Array:
 
     Keys that belong to rows, not to batches, make a random start independent of how the
     images are batched and over how many devices they are spread.
+
+    Raises:
+        ValueError: if it is no key, or keys of another number.
     """
+    dtype = getattr(rng, "dtype", None)
+    new_style = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     # A key of JAX's old style is itself an array, of words.
-    if rng.ndim > (0 if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else 1):
+    is_keys = new_style or (dtype == np.uint32 and rng.ndim > 0)
+    shape = rng.shape[: rng.ndim - (not new_style)] if is_keys else ()
+    if not is_keys or shape not in ((), (num_rows,)):
+        got = f"{type(rng).__name__} {rng!r}" if not is_keys else f"keys of shape {shape}"
+        raise ValueError(
+            "rng must be a key, such as jax.random.key(0), or one key for each of the "
+            f"{num_rows} images, got {options.shortened(got, 80)}"
+        )
+    if shape:
         return rng
     return jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(num_rows))
 
@@ -47,137 +98,9 @@ def uniform_noise(rng: Array, images: Array, *, epsilon: float) -> Array:
     return jax.vmap(draw)(row_keys(rng, images.shape[0]))
 
 
-def descend(
-    change_fn: Callable[[Array, Array, Any], tuple[Array, Any]],
-    images: Array,
-    start: Array,
-    *,
-    epsilon: float,
-    num_steps: int | Array,
-    carry: Any = None,
-) -> tuple[Array, Any]:
-    """Subtracts one change after another, each time projected to the L-infinity ball and [0, 1].
-
-    The one `lax.fori_loop` of all attacks that project after every step.
-
-    Args:
-        change_fn: maps (images, step index, carry) to (change to subtract, new carry).
-        images: `[batch, height, width, channels]` centres of the ball.
-        start: same shape, where to begin; projected first.
-        epsilon: radius of the ball.
-        num_steps: number of steps; a traced number compiles once for all values.
-        carry: what is kept from step to step, such as momentum.
-
-    Returns:
-        The final images and the final carry, both constants for differentiation.
-
-    Raises:
-        ValueError: if the start is of another shape, or the radius negative.
-    """
-    if start.shape != images.shape:
-        raise ValueError(f"start must be of the images' shape {images.shape}, got {start.shape}")
-    if isinstance(epsilon, int | float) and epsilon < 0:
-        raise ValueError(f"epsilon must be 0 or more, such as 8 / 255, got {epsilon}")
-
-    def body(step: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
-        adversarial, carry = state
-        change, carry = change_fn(adversarial, step, carry)
-        return project(adversarial - change, images, epsilon=epsilon), carry
-
-    state = (project(start, images, epsilon=epsilon), carry)
-    return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, state))
-
-
 def gradient_sign(gradient: Array) -> Array:
     """The sign, and zero where the gradient is not a number, as released: no image is lost."""
     return jnp.where(jnp.isnan(gradient), 0, jnp.sign(gradient))
-
-
-def sign_descent(
-    loss_fn: Callable[[Array, Array, Any], tuple[Array, Any]],
-    images: Array,
-    start: Array,
-    *,
-    epsilon: float,
-    step_size: float,
-    num_steps: int | Array,
-    carry: Any = None,
-) -> tuple[Array, Any]:
-    """Minimises a loss over the L-infinity ball by projected steps along the gradient's sign.
-
-    Only the gradient with respect to the images is taken.
-
-    Args:
-        loss_fn: maps (images, step index, carry) to (scalar loss, new carry).
-        images: `[batch, height, width, channels]` centres of the ball.
-        start: same shape, where to begin; projected first.
-        epsilon: radius of the ball.
-        step_size: change of a pixel in one step.
-        num_steps: number of steps; a traced number compiles once for all values.
-        carry: what the loss keeps from step to step, such as running statistics.
-
-    Returns:
-        The final images and the final carry, both constants for differentiation.
-    """
-
-    def change_fn(adversarial: Array, step: Array, carry: Any) -> tuple[Array, Any]:
-        gradient, carry = jax.grad(loss_fn, has_aux=True)(adversarial, step, carry)
-        return step_size * gradient_sign(gradient), carry
-
-    return descend(change_fn, images, start, epsilon=epsilon, num_steps=num_steps, carry=carry)
-
-
-def check_inputs(images: Array, alphas: Array | np.ndarray | None, num_steps: int) -> Array:
-    """Refuses images that are not floats in [0, 1] and scales of another number than steps.
-
-    Returns:
-        The tanh scale by step, 1 without `alphas`; and one beyond the last, since the body of a
-        loop without steps is traced all the same.
-    """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
-    # Of traced images the values are not known.
-    if images.size and not isinstance(images, jax.core.Tracer):
-        least, most = float(images.min()), float(images.max())
-        if least < 0 or most > 1:
-            raise ValueError(
-                f"images must be floats in [0, 1], got values from {least:g} to {most:g}; divide "
-                "by 255, and leave mean and deviation to the encoder"
-            )
-    schedule = jnp.ones(num_steps) if alphas is None else jnp.asarray(alphas)
-    if schedule.shape != (num_steps,):
-        raise ValueError(
-            f"alphas must hold one scale for each of the {num_steps} steps, "
-            f"got shape {schedule.shape}; try alpha_schedule({num_steps})"
-        )
-    return jnp.append(schedule, 1)
-
-
-def image_gradient(
-    encode_fn: EncodeFn,
-    variables: chex.ArrayTree,
-    images: Array,
-    target_codes: Array,
-    *,
-    num_steps: int,
-    targeted: bool,
-    loss: str = "focused",
-    alphas: Array | np.ndarray | None = None,
-) -> Callable[[Array, Array], Array]:
-    """Builds the gradient of a code loss, as a function of (adversarial images, step index).
-
-    Each image's gradient is that of its own loss. The arguments are checked and described as
-    in `pgd`; `images` serve for the check only.
-    """
-    chex.assert_rank([images, target_codes], [4, 2])
-    chex.assert_equal_shape_prefix([images, target_codes], 1)
-    schedule = check_inputs(images, alphas, num_steps)
-    loss_fn = code_loss(loss, targeted=targeted)
-
-    def total_loss(adversarial: Array, step: Array) -> Array:
-        return jnp.sum(loss_fn(encode_fn(variables, adversarial, schedule[step]), target_codes))
-
-    return jax.grad(total_loss)
 
 
 def _unit(gradient: Array) -> Array:
@@ -186,18 +109,184 @@ def _unit(gradient: Array) -> Array:
     return gradient / jnp.where(norms > 0, norms, 1)
 
 
-# What `pgd` makes of a gradient before it takes a step.
-_DIRECTIONS: dict[str, Callable[[Array], Array]] = {
-    "sign": gradient_sign,
-    "raw": lambda gradient: gradient,
-    "unit": _unit,
-}
+class MomentumState(NamedTuple):
+    """The momentum of `[batch, ...]` images, and which of them have had a gradient all along."""
+
+    momentum: Array
+    moving: Array
 
 
-def check_direction(name: str) -> None:
-    """Refuses an unknown `direction` of `pgd` with a ValueError that names the known."""
-    if name not in _DIRECTIONS:
-        raise ValueError(f"unknown direction {name!r}; expected one of {sorted(_DIRECTIONS)}")
+def momentum_sign(step_size: float, *, decay: float = 1.0) -> optax.GradientTransformation:
+    """Steps along the sign of a momentum of scaled gradients (MI-FGSM).
+
+    In a step, momentum m becomes `decay * m + g / mean|g|`, the mean over the image. An image
+    whose gradient is zero once stops there for good: the momentum is 0/0 in the released code,
+    whose sign counts as zero.
+    """
+
+    def init(images: Array) -> MomentumState:
+        return MomentumState(jnp.zeros_like(images), jnp.ones((len(images), 1, 1, 1), bool))
+
+    def update(
+        gradient: Array, state: MomentumState, images: Array | None = None
+    ) -> tuple[Array, MomentumState]:
+        size = jnp.mean(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+        moving = state.moving & (size > 0)
+        momentum = decay * state.momentum + gradient / jnp.where(moving, size, 1)
+        momentum = jnp.where(moving, momentum, 0)
+        return -step_size * jnp.sign(momentum), MomentumState(momentum, moving)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _along(
+    direction_fn: Callable[[Array], Array],
+) -> Callable[[float], optax.GradientTransformation]:
+    """Steps along what a function makes of the gradient."""
+    return lambda step_size: optax.stateless(
+        lambda gradient, _: -step_size * direction_fn(gradient)
+    )
+
+
+# By the name of `direction`, the rule of a step size. One of one's own: STEP_RULES.register.
+STEP_RULES: options.Choices[Callable[[float], optax.GradientTransformation]] = options.Choices(
+    "direction",
+    {
+        "sign": _along(gradient_sign),
+        "raw": _along(lambda gradient: gradient),
+        "unit": _along(_unit),
+        "momentum": momentum_sign,
+    },
+)
+
+
+class Descent(NamedTuple):
+    """Where a descent is: images, and the state of its rule and of its estimator."""
+
+    images: Array
+    rule: Any
+    carry: Any
+
+
+def descend(
+    estimate: Estimate,
+    images: Array,
+    start: Array,
+    *,
+    rule: optax.GradientTransformation,
+    epsilon: float,
+    num_steps: int | Array,
+    carry: Any = None,
+) -> Descent:
+    """Takes one step after another, each time projected to the L-infinity ball and [0, 1].
+
+    The one `lax.fori_loop` of all attacks.
+
+    Args:
+        estimate: maps (images, step index, the rule's state, carry) to (gradient, new carry).
+        images: `[batch, height, width, channels]` centres of the ball.
+        start: same shape, where to begin; projected first.
+        rule: maps (gradient, its state, images) to (what to add to the images, its new state).
+        epsilon: radius of the ball.
+        num_steps: number of steps; a traced number compiles once for all values.
+        carry: what the estimate keeps from step to step, such as running statistics.
+
+    Returns:
+        The final images, the rule's state and the carry: constants for differentiation.
+
+    Raises:
+        ValueError: if the start is of another shape, or a number out of its range.
+    """
+    options.check_numbers(epsilon=epsilon, num_steps=num_steps)
+    if np.shape(start) != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
+        raise ValueError(
+            f"start must be floats of the images' shape {images.shape}, got {np.shape(start)} of "
+            f"{getattr(start, 'dtype', type(start).__name__)}"
+        )
+
+    def body(step: Array, at: Descent) -> Descent:
+        gradient, carry = estimate(at.images, step, at.rule, at.carry)
+        change, state = rule.update(gradient, at.rule, at.images)
+        return Descent(project(at.images + change, images, epsilon=epsilon), state, carry)
+
+    start = project(start, images, epsilon=epsilon)
+    first = Descent(start, rule.init(start), carry)
+    return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, first))
+
+
+def plain(gradient_fn: GradientFn) -> Estimate:
+    """The estimate that is the gradient itself."""
+    return lambda adversarial, step, _, carry: (gradient_fn(adversarial, step), carry)
+
+
+def tanh_scales(alphas: Array | np.ndarray | None, num_steps: int) -> Array:
+    """The tanh scale by step, 1 without `alphas`; and one beyond the last, since the body of a
+    loop without steps is traced all the same.
+
+    Raises:
+        ValueError: if there is not one scale for each step, or one is no number from 0.
+    """
+    check_steps(num_steps)
+    schedule = jnp.ones(num_steps) if alphas is None else jnp.asarray(alphas)
+    if schedule.shape != (num_steps,):
+        raise ValueError(
+            f"alphas must hold one scale for each of the {num_steps} steps, "
+            f"got shape {schedule.shape}; try alpha_schedule({num_steps})"
+        )
+    known = schedule.size and not isinstance(schedule, jax.core.Tracer)
+    if known and not (float(schedule.min()) >= 0 and np.isfinite(float(schedule.max()))):
+        raise ValueError(f"alphas must be numbers of 0 or more, got {options.shortened(schedule)}")
+    return jnp.append(schedule, 1)
+
+
+def minimize(
+    loss_fn: LossFn,
+    encode_fn: EncodeFn,
+    variables: chex.ArrayTree,
+    images: Array,
+    *,
+    rule: optax.GradientTransformation,
+    epsilon: float,
+    num_steps: int,
+    alphas: Array | np.ndarray | None = None,
+    start: Array | None = None,
+    estimator: Callable[[GradientFn], Estimate] = plain,
+    carry: Any = None,
+) -> Array:
+    """Minimises a loss of each image over its ball: what every attack comes down to.
+
+    Args:
+        loss_fn: maps (soft codes, adversarial images) to `[batch]` losses. An image's gradient
+            is that of its own.
+        encode_fn: maps (variables, images, alpha) to `[batch, num_bits]` soft codes.
+        variables: what `encode_fn` needs; never differentiated.
+        images: what `checked_images` returned.
+        rule: how to step, such as `STEP_RULES["sign"](1 / 255)` or `optax.adam(0.01)`.
+        epsilon: radius of the ball.
+        num_steps: number of steps.
+        alphas: `[num_steps]` tanh scale of each step; by default 1 throughout.
+        start: where to begin, by default at the images.
+        estimator: makes the estimate of `descend` from the gradient.
+        carry: what the estimate begins with.
+
+    Returns:
+        `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
+    """
+    schedule = tanh_scales(alphas, num_steps)
+
+    def total_loss(adversarial: Array, step: Array) -> Array:
+        soft_codes = encode_fn(variables, adversarial, schedule[step])
+        return jnp.sum(loss_fn(soft_codes, adversarial))
+
+    return descend(
+        estimator(jax.grad(total_loss)),
+        images,
+        images if start is None else start,
+        rule=rule,
+        epsilon=epsilon,
+        num_steps=num_steps,
+        carry=carry,
+    ).images
 
 
 def pgd(
@@ -229,51 +318,54 @@ def pgd(
         target_codes: `[batch, num_bits]` in {-1, 0, +1}; a zero bit takes no part.
         rng: one key, or `[batch]` keys, which make the start of an image its own.
         epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
-        step_size: length of one step, such as `1 / 255`; see `direction`.
-        num_steps: number of steps.
+        step_size: length of a step, in the same units; for the direction "raw" in units of the
+            gradient.
+        num_steps: number of steps; the loop is traced once.
         targeted: whether to approach the target codes rather than to leave them.
-        loss: "focused" as in the released code, "mean" as in the paper, or "pooled", which
-            weighs the images of a batch as released (`code_losses`).
-        direction: "sign" moves every pixel by `step_size` (SAAT's code); "raw" subtracts
-            `step_size` times the gradient of the image's own loss (ProS-GAN's DHTA, whose
-            step of 1 on the mean over a batch of 32 is a `step_size` of 1 / 32); "unit" moves
-            the image by `step_size` in L2 norm (the original DHTA, which counts it in
-            normalised pixels).
+        loss: the name of a code loss, see `CODE_LOSSES`.
+        direction: along what a step goes, see `STEP_RULES`: "sign" the gradient's sign, "raw"
+            the gradient itself, "unit" the gradient scaled to an L2 norm of 1 over the image,
+            "momentum" the sign of a momentum.
         alphas: `[num_steps]` tanh scale of each step, such as `alpha_schedule(num_steps)`;
             by default 1 throughout.
-        random_start: whether to begin at a uniformly random point of the ball (released
-            code) or at the images (Eq. 15).
-        start: `[batch, height, width, channels]` to begin there instead.
+        random_start: whether to begin at a random point of the ball rather than at the images.
+        start: `[batch, height, width, channels]` images to begin at instead.
 
     Returns:
-        `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
+        `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1]. Where
+        the arguments are traced, as by `jax.jit`, an image that is not in [0, 1] gives NaN.
 
     Raises:
-        ValueError: if the loss or the direction is unknown, the images are not floats or
-            `alphas` has another length than `num_steps`.
+        ValueError: naming the argument, if a name is unknown, a number out of its range, an
+            array of another shape or type, or what is no image, code or key; `num_steps` must
+            not be traced.
+
+    Example:
+        >>> encode_fn = lambda variables, images, alpha: jnp.tanh(alpha * images[:, 0, 0] - 0.5)
+        >>> images, codes = jnp.full((1, 8, 8, 3), 0.5), jnp.array([[1.0, 1, -1]])
+        >>> settings = dict(epsilon=0.25, step_size=0.125, num_steps=2, targeted=False)
+        >>> pgd(encode_fn, {}, images, codes, jax.random.key(0), random_start=False, **settings)[
+        ...     0, 0, 0
+        ... ].tolist()
+        [0.25, 0.25, 0.75]
 
     Reference:
-        SAAT, Eq. 15 and Section IV-A; DHTA for the other directions.
+        SAAT, Eq. 15 and Section IV-A; DHTA for the directions "raw" and "unit".
     """
-    check_direction(direction)
-    gradient_fn = image_gradient(
+    images = checked_images(images, epsilon=epsilon, step_size=step_size)
+    if start is None and random_start:
+        start = images + uniform_noise(rng, images, epsilon=epsilon)
+    return minimize(
+        target_loss(target_codes, loss=loss, targeted=targeted),
         encode_fn,
         variables,
         images,
-        target_codes,
+        rule=STEP_RULES.look_up(direction)(step_size),
+        epsilon=epsilon,
         num_steps=num_steps,
-        targeted=targeted,
-        loss=loss,
         alphas=alphas,
+        start=start,
     )
-
-    def change_fn(adversarial: Array, step: Array, _: None) -> tuple[Array, None]:
-        return step_size * _DIRECTIONS[direction](gradient_fn(adversarial, step)), None
-
-    if start is None:
-        start = images + uniform_noise(rng, images, epsilon=epsilon) if random_start else images
-    adversarial, _ = descend(change_fn, images, start, epsilon=epsilon, num_steps=num_steps)
-    return adversarial
 
 
 # BIM, also called I-FGSM, starts at the images themselves (Kurakin, Goodfellow and Bengio,
@@ -301,6 +393,7 @@ def fgsm(
     Reference:
         Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, 2015.
     """
+    options.check_numbers(alpha=alpha)
     return bim(
         encode_fn,
         variables,
@@ -338,10 +431,12 @@ def noise(
         epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
 
     Returns:
-        `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
+        `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1]; NaN as
+        those of `pgd`.
 
     Reference:
         The noise rows of ProS-GAN's Tables 1 and 4; the range of pixels is this library's.
     """
     del encode_fn, variables, target_codes, targeted
+    images = checked_images(images, epsilon=epsilon)
     return project(images + uniform_noise(rng, images, epsilon=epsilon), images, epsilon=epsilon)

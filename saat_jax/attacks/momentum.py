@@ -1,4 +1,4 @@
-"""Sign steps along a momentum of gradients: NI-, SI-NI-, VMI- and DI-FGSM.
+"""Sign steps along a momentum of gradients: NI-, SI-NI-, VMI- and DI-FGSM, and their estimators.
 
 Called as `pgd` is, whose docstring describes the arguments that they share. All of them begin at
 the images but DI-FGSM, which begins at a random point of the ball.
@@ -13,90 +13,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax.attacks.descent import EncodeFn, descend, image_gradient, row_keys, uniform_noise
+from saat_jax import options
+from saat_jax.attacks.code_losses import target_loss
+from saat_jax.attacks.descent import (
+    Estimate,
+    GradientFn,
+    MomentumState,
+    checked_images,
+    minimize,
+    momentum_sign,
+    row_keys,
+    uniform_noise,
+)
+from saat_jax.hamming import EncodeFn
 
 Array = jax.Array
-# Of (images, step index); of (images, step index, momentum, carry), with the new carry.
-GradientFn = Callable[[Array, Array], Array]
-MomentumGradientFn = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 _fold_rows = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 
 
-def momentum_descent(
-    gradient_fn: MomentumGradientFn,
-    images: Array,
-    start: Array,
-    *,
-    epsilon: float,
-    step_size: float,
-    num_steps: int | Array,
-    decay: float,
-    carry: Any = None,
-) -> Array:
-    """Descends by projected steps along the sign of a momentum of scaled gradients.
-
-    In a step, momentum m becomes `decay * m + g / mean|g|`, the mean over the image.
-
-    Args:
-        gradient_fn: maps (images, step index, momentum, carry) to (gradient, new carry).
-        images: `[batch, height, width, channels]` centres of the ball.
-        start: same shape, where to begin; projected first.
-        epsilon: radius of the ball.
-        step_size: change of a pixel in one step.
-        num_steps: number of steps.
-        decay: share of the momentum that is kept.
-        carry: what the gradient keeps from step to step.
-
-    Returns:
-        The final images. An image whose gradient is zero once stops there for good: the
-        momentum is 0/0 in the released code, whose sign counts as zero.
-    """
-
-    def change_fn(
-        adversarial: Array, step: Array, state: tuple[Array, Array, Any]
-    ) -> tuple[Array, tuple[Array, Array, Any]]:
-        momentum, moving, carry = state
-        gradient, carry = gradient_fn(adversarial, step, momentum, carry)
-        size = jnp.mean(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
-        moving &= size > 0
-        momentum = decay * momentum + gradient / jnp.where(moving, size, 1)
-        momentum = jnp.where(moving, momentum, 0)
-        return step_size * jnp.sign(momentum), (momentum, moving, carry)
-
-    moving = jnp.ones((len(images), 1, 1, 1), bool)
-    state = (jnp.zeros_like(images), moving, carry)
-    adversarial, _ = descend(
-        change_fn, images, start, epsilon=epsilon, num_steps=num_steps, carry=state
-    )
-    return adversarial
-
-
-def look_ahead(gradient_fn: GradientFn, *, reach: float, num_scales: int) -> MomentumGradientFn:
-    """Makes the gradient of SI-NI-FGSM: a mean over ever darker copies of a point ahead.
+def look_ahead(gradient_fn: GradientFn, *, reach: float, num_scales: int) -> Estimate:
+    """The estimate of SI-NI-FGSM: a mean over ever darker copies of a point ahead; NI-FGSM has one.
 
     The point lies `reach` times the momentum ahead. Every copy divides the one before, by 1, 2,
     4, 8, ...: the scales are 1, 1/2, 1/8, 1/64, 1/1024, ... .
     """
     scales = 0.5 ** np.cumsum(np.arange(num_scales, dtype=np.float32))
 
-    def gradient(adversarial: Array, step: Array, momentum: Array, carry: Any) -> tuple[Array, Any]:
-        ahead = adversarial - reach * momentum
+    def estimate(
+        adversarial: Array, step: Array, rule: MomentumState, carry: Any
+    ) -> tuple[Array, Any]:
+        ahead = adversarial - reach * rule.momentum
         gradients = jax.lax.map(lambda scale: gradient_fn(scale * ahead, step), scales)
         return jnp.mean(gradients, axis=0), carry
 
-    return gradient
+    return estimate
 
 
 def tune_variance(
     gradient_fn: GradientFn, offset_fn: Callable[[Array, Array], Array], *, num_neighbors: int
-) -> MomentumGradientFn:
-    """Makes the gradient of VMI-FGSM: here, plus what it lacked of its neighbours' the last time.
+) -> Estimate:
+    """The estimate of VMI-FGSM: here, plus what it lacked of its neighbours' the last time.
 
     `offset_fn` maps (step index, neighbour index) to the way to the neighbours; the carry
     starts at zero.
     """
 
-    def gradient(adversarial: Array, step: Array, _: Array, variance: Any) -> tuple[Array, Any]:
+    def estimate(adversarial: Array, step: Array, _: Any, variance: Any) -> tuple[Array, Any]:
         here = gradient_fn(adversarial, step)
         around = jax.lax.map(
             lambda neighbor: gradient_fn(adversarial + offset_fn(step, neighbor), step),
@@ -104,19 +66,19 @@ def tune_variance(
         )
         return here + variance, jnp.mean(around, axis=0) - here
 
-    return gradient
+    return estimate
 
 
 def transform_input(
     gradient_fn: GradientFn, transform_fn: Callable[[Array, Array], Array]
-) -> MomentumGradientFn:
-    """Makes the gradient of DI-FGSM: through `transform_fn`, of (images, step index)."""
+) -> Estimate:
+    """The estimate of DI-FGSM: through `transform_fn`, of (images, step index)."""
 
-    def gradient(adversarial: Array, step: Array, _: Array, carry: Any) -> tuple[Array, Any]:
+    def estimate(adversarial: Array, step: Array, _: Any, carry: Any) -> tuple[Array, Any]:
         transformed, pull_back = jax.vjp(lambda x: transform_fn(x, step), adversarial)
         return pull_back(gradient_fn(transformed, step))[0], carry
 
-    return gradient
+    return estimate
 
 
 def resize_and_pad(image: Array, size: Array | int, top: Array | int, left: Array | int) -> Array:
@@ -170,24 +132,17 @@ def si_ni_fgsm(
         divides as released.
     """
     del rng
-    gradient_fn = image_gradient(
+    options.check_numbers(decay=decay, num_scales=num_scales)
+    return minimize(
+        target_loss(target_codes, loss=loss, targeted=targeted),
         encode_fn,
         variables,
-        images,
-        target_codes,
-        num_steps=num_steps,
-        targeted=targeted,
-        loss=loss,
-        alphas=alphas,
-    )
-    return momentum_descent(
-        look_ahead(gradient_fn, reach=decay * step_size, num_scales=num_scales),
-        images,
-        images,
+        checked_images(images, step_size=step_size),
+        rule=momentum_sign(step_size, decay=decay),
         epsilon=epsilon,
-        step_size=step_size,
         num_steps=num_steps,
-        decay=decay,
+        alphas=alphas,
+        estimator=functools.partial(look_ahead, reach=decay * step_size, num_scales=num_scales),
     )
 
 
@@ -224,30 +179,26 @@ def vmi_fgsm(
         Wang and He, Enhancing the transferability of adversarial attacks through variance
         tuning, CVPR 2021. Differs from the released code as `si_ni_fgsm` does.
     """
-    gradient_fn = image_gradient(
-        encode_fn,
-        variables,
-        images,
-        target_codes,
-        num_steps=num_steps,
-        targeted=targeted,
-        loss=loss,
-        alphas=alphas,
-    )
+    options.check_numbers(decay=decay, num_neighbors=num_neighbors, beta=beta)
+    images = checked_images(images, epsilon=epsilon, step_size=step_size)
     keys = row_keys(rng, len(images))
 
     def offset_fn(step: Array, neighbor: Array) -> Array:
         draw_keys = _fold_rows(keys, step * num_neighbors + neighbor)
         return uniform_noise(draw_keys, images, epsilon=beta * epsilon)
 
-    return momentum_descent(
-        tune_variance(gradient_fn, offset_fn, num_neighbors=num_neighbors),
+    return minimize(
+        target_loss(target_codes, loss=loss, targeted=targeted),
+        encode_fn,
+        variables,
         images,
-        images,
+        rule=momentum_sign(step_size, decay=decay),
         epsilon=epsilon,
-        step_size=step_size,
         num_steps=num_steps,
-        decay=decay,
+        alphas=alphas,
+        estimator=functools.partial(
+            tune_variance, offset_fn=offset_fn, num_neighbors=num_neighbors
+        ),
         carry=jnp.zeros_like(images),
     )
 
@@ -287,6 +238,8 @@ def di_fgsm(
         CVPR 2019. Differs from the released code: every image has draws of its own, there a
         batch shares them.
     """
+    options.check_numbers(decay=decay, probability=probability, resize_rate=resize_rate)
+    images = checked_images(images, epsilon=epsilon, step_size=step_size)
     height, width = images.shape[1:3]
     side = min(height, width)
     smallest = int(resize_rate * side)
@@ -295,16 +248,6 @@ def di_fgsm(
             f"resize_rate must leave 1 to {side - 1} pixels of images of {height} x {width}, "
             f"got {resize_rate} and so {smallest}; try 0.9 and images of 2 x 2 or more"
         )
-    gradient_fn = image_gradient(
-        encode_fn,
-        variables,
-        images,
-        target_codes,
-        num_steps=num_steps,
-        targeted=targeted,
-        loss=loss,
-        alphas=alphas,
-    )
 
     def transform(key: Array, image: Array) -> Array:
         choice, *places = jax.random.uniform(key, (4,), image.dtype)
@@ -319,12 +262,15 @@ def di_fgsm(
     def transform_fn(adversarial: Array, step: Array) -> Array:
         return jax.vmap(transform)(_fold_rows(step_keys, step), adversarial)
 
-    return momentum_descent(
-        transform_input(gradient_fn, transform_fn),
+    return minimize(
+        target_loss(target_codes, loss=loss, targeted=targeted),
+        encode_fn,
+        variables,
         images,
-        images + uniform_noise(start_keys, images, epsilon=epsilon),
+        rule=momentum_sign(step_size, decay=decay),
         epsilon=epsilon,
-        step_size=step_size,
         num_steps=num_steps,
-        decay=decay,
+        alphas=alphas,
+        start=images + uniform_noise(start_keys, images, epsilon=epsilon),
+        estimator=functools.partial(transform_input, transform_fn=transform_fn),
     )

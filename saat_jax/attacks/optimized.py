@@ -7,16 +7,16 @@ authors report the codes of the last forward pass, which came before the last st
 `num_steps - 1` steps, and the same tanh scales, the images returned have these codes.
 """
 
-from collections.abc import Callable
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saat_jax import hamming
-from saat_jax.attacks.descent import EncodeFn, check_inputs, descend
+from saat_jax import hamming, options
+from saat_jax.attacks.descent import checked_images, minimize
+from saat_jax.hamming import EncodeFn
+from saat_jax.labels import check_labels, share_label
 
 Array = jax.Array
 
@@ -33,6 +33,8 @@ def hag_mask(soft_codes: Array, own_codes: Array, *, threshold: float = 0.5) -> 
         `[batch, num_bits]`: 1 for a bit still to flip, 0 for one settled, 1/2 on the margin.
         A constant for differentiation.
     """
+    hamming.check_aligned(soft_codes=soft_codes, own_codes=own_codes)
+    options.check_numbers(threshold=threshold)
     excess = 1 + threshold - jnp.abs(soft_codes - jnp.sign(own_codes))
     return jax.lax.stop_gradient((1 + jnp.sign(excess)) / 2)
 
@@ -55,6 +57,7 @@ def hag_loss(
     Returns:
         `[batch]` losses, to be minimised.
     """
+    options.check_numbers(balance_weight=balance_weight)
     mask = hag_mask(soft_codes, own_codes, threshold=threshold)
     masked = mask * soft_codes
     agreement = jnp.sum(masked * mask * own_codes, -1) / (jnp.sum(mask, -1) + 1e-8)
@@ -94,6 +97,14 @@ def sdha_surrogate(
         Differs from the released code: a targeted surrogate without relevant codes is zero,
         not NaN.
     """
+    options.check_shapes(
+        soft_codes=(soft_codes, "batch num_bits"),
+        code_bank=(code_bank, "bank_size num_bits"),
+        relevant=(relevant, "batch bank_size"),
+    )
+    if own_codes is not None:
+        hamming.check_aligned(soft_codes=soft_codes, own_codes=own_codes)
+    options.check_numbers(sharpness=sharpness, exponent=exponent)
     if sharpness is None:
         sharpness = 10.0 if targeted else 5.0
     if exponent is None:
@@ -148,46 +159,18 @@ def sdha_loss(
         own_codes: `[batch, num_bits]` codes for examples without relevant ones.
         surrogate_weight: weight of the surrogate, which is divided by the number of bits.
     """
+    shape = "batch height width channels"
+    options.check_shapes(
+        soft_codes=(soft_codes, "batch num_bits"),
+        adversarial=(adversarial, shape),
+        images=(images, shape),
+    )
+    options.check_numbers(surrogate_weight=surrogate_weight)
     surrogate = sdha_surrogate(
         soft_codes, code_bank, relevant, targeted=targeted, own_codes=own_codes
     )
     change = jnp.mean((adversarial - images) ** 2, axis=(1, 2, 3))
     return change + surrogate_weight / soft_codes.shape[-1] * surrogate
-
-
-def _minimize(
-    loss_fn: Callable[[Array, Array], Array],
-    optimizer: optax.GradientTransformation,
-    encode_fn: EncodeFn,
-    variables: chex.ArrayTree,
-    images: Array,
-    *,
-    epsilon: float,
-    num_steps: int,
-    alphas: Array | np.ndarray | None,
-    batch_scale: int,
-) -> Array:
-    """Runs an optimizer on `[batch]` losses of (soft codes, adversarial images)."""
-    schedule = check_inputs(images, alphas, num_steps)
-
-    def total_loss(adversarial: Array, step: Array) -> Array:
-        soft_codes = encode_fn(variables, adversarial, schedule[step])
-        return jnp.sum(loss_fn(soft_codes, adversarial)) / batch_scale
-
-    def change_fn(
-        adversarial: Array, step: Array, state: optax.OptState
-    ) -> tuple[Array, optax.OptState]:
-        updates, state = optimizer.update(jax.grad(total_loss)(adversarial, step), state)
-        return -updates, state
-
-    return descend(
-        change_fn,
-        images,
-        images,
-        epsilon=epsilon,
-        num_steps=num_steps,
-        carry=optimizer.init(images),
-    )[0]
 
 
 def hag(
@@ -230,8 +213,7 @@ def hag(
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
 
     Raises:
-        ValueError: if the attack is to be targeted, the images are not floats or `alphas` has
-            another length than `num_steps`.
+        ValueError: if the attack is to be targeted; else as of `pgd`.
 
     Reference:
         Yang et al., Adversarial examples for Hamming space search, IEEE Transactions on
@@ -242,22 +224,22 @@ def hag(
             "hag takes targeted=False only, got True: it has no targeted form; "
             "use sdha, or pgd with target codes"
         )
-    chex.assert_rank([images, own_codes], [4, 2])
-    chex.assert_equal_shape_prefix([images, own_codes], 1)
+    options.check_numbers(learning_rate=learning_rate, momentum=momentum, batch_scale=batch_scale)
+    hamming.check_codes("own_codes", own_codes, zeros=True)
 
     def loss_fn(soft_codes: Array, _: Array) -> Array:
-        return hag_loss(soft_codes, own_codes, threshold=threshold, balance_weight=balance_weight)
+        losses = hag_loss(soft_codes, own_codes, threshold=threshold, balance_weight=balance_weight)
+        return losses / batch_scale
 
-    return _minimize(
+    return minimize(
         loss_fn,
-        optax.sgd(learning_rate, momentum),
         encode_fn,
         variables,
-        images,
+        checked_images(images),
+        rule=optax.sgd(learning_rate, momentum),
         epsilon=epsilon,
         num_steps=num_steps,
         alphas=alphas,
-        batch_scale=batch_scale,
     )
 
 
@@ -305,22 +287,28 @@ def sdha(
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
 
     Raises:
-        ValueError: if the images are not floats or `alphas` has another length than
-            `num_steps`.
+        ValueError: as of `pgd`, of the labels too.
 
     Reference:
         Lu et al., A smart adversarial attack on deep hashing based image retrieval, ICMR 2021,
         as in the code released with SAAT; see `sdha_surrogate` for what differs.
     """
-    chex.assert_rank([images, labels, code_bank, bank_labels], [4, 2, 2, 2])
-    chex.assert_equal_shape_prefix([images, labels], 1)
-    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
-    # A product of small integers would overflow.
-    relevant = jnp.matmul(*(jnp.asarray(x, jnp.float32) for x in (labels, bank_labels.T))) > 0
+    options.check_numbers(learning_rate=learning_rate, batch_scale=batch_scale)
+    images = checked_images(images)
+    check_labels("labels", labels)
+    check_labels("bank_labels", bank_labels)
+    hamming.check_codes("code_bank", code_bank)
+    options.check_shapes(
+        images=(images, "batch height width channels"),
+        labels=(labels, "batch num_classes"),
+        code_bank=(code_bank, "bank_size num_bits"),
+        bank_labels=(bank_labels, "bank_size num_classes"),
+    )
+    relevant = share_label(labels, bank_labels)
     own_codes = None if targeted else encode_fn(variables, images, 1.0)
 
     def loss_fn(soft_codes: Array, adversarial: Array) -> Array:
-        return sdha_loss(
+        losses = sdha_loss(
             soft_codes,
             adversarial,
             images,
@@ -330,15 +318,15 @@ def sdha(
             own_codes=own_codes,
             surrogate_weight=surrogate_weight,
         )
+        return losses / batch_scale
 
-    return _minimize(
+    return minimize(
         loss_fn,
-        optax.adam(learning_rate),
         encode_fn,
         variables,
         images,
+        rule=optax.adam(learning_rate),
         epsilon=epsilon,
         num_steps=num_steps,
         alphas=alphas,
-        batch_scale=batch_scale,
     )

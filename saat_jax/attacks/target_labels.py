@@ -1,26 +1,28 @@
-"""The labels that targeted attacks of a run aim at."""
-
-from typing import Literal
+"""The target labels: what the targeted attacks of a run are to retrieve."""
 
 import numpy as np
 
-Protocol = Literal["disjoint", "uniform"]
+from saat_jax import options
+from saat_jax.labels import check_labels, share_label
+
+# By protocol, whether a target has a label, and none of its query's.
+PROTOCOLS = options.Choices("protocol of target labels", {"disjoint": True, "uniform": False})
 
 
-def _distinct_labels(database_labels: np.ndarray, protocol: Protocol, min_count: int) -> np.ndarray:
+def _distinct_labels(database_labels: np.ndarray, protocol: str, min_count: int) -> np.ndarray:
     """The label vectors a protocol draws from, in lexicographic order."""
-    if protocol not in ("disjoint", "uniform"):
-        raise ValueError(f'protocol must be "disjoint" or "uniform", got {protocol!r}')
+    options.check_numbers(min_count=min_count)
+    check_labels("database_labels", database_labels)
     distinct, counts = np.unique(np.asarray(database_labels), axis=0, return_counts=True)
     kept = counts >= min_count
-    return distinct[kept & distinct.any(axis=1) if protocol == "disjoint" else kept]
+    return distinct[kept & distinct.any(axis=1) if PROTOCOLS.look_up(protocol) else kept]
 
 
 def target_candidates(
     labels: np.ndarray,
     database_labels: np.ndarray,
     *,
-    protocol: Protocol = "disjoint",
+    protocol: str = "disjoint",
     min_count: int = 1,
 ) -> list[np.ndarray]:
     """Lists, for each query, the rows of label vectors that it may get as its target.
@@ -38,12 +40,18 @@ def target_candidates(
         out for every query.
 
     Raises:
-        ValueError: if `protocol` is unknown.
+        ValueError: if `protocol` is unknown, or these are no labels of the same classes.
+
+    Example:
+        >>> database_labels = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1]])
+        >>> target_candidates(np.array([[0, 0, 1]]), database_labels)[0].tolist()
+        [0, 2]
     """
     distinct = _distinct_labels(database_labels, protocol, min_count)
-    if protocol == "uniform":
+    check_labels("labels", labels, num_classes=distinct.shape[1])
+    if not PROTOCOLS[protocol]:
         return [np.arange(len(distinct))] * len(labels)
-    return [np.flatnonzero(row == 0) for row in np.asarray(labels) @ distinct.T]
+    return [np.flatnonzero(~row) for row in share_label(np.asarray(labels), distinct)]
 
 
 def select_target_labels(
@@ -51,7 +59,7 @@ def select_target_labels(
     database_labels: np.ndarray,
     rng: np.random.Generator,
     *,
-    protocol: Protocol = "disjoint",
+    protocol: str = "disjoint",
     min_count: int = 1,
 ) -> np.ndarray:
     """Draws for each query a label vector of the database, by default one it shares nothing with.
@@ -72,11 +80,17 @@ def select_target_labels(
         `[num_queries, num_classes]` multi-hot, in the dtype of `database_labels`.
 
     Raises:
-        ValueError: if `protocol` is unknown, or a query has no candidate.
+        ValueError: as of `target_candidates`, or if `rng` is no generator or a query has no
+            candidate.
 
     Reference:
         The released code of SAAT ("disjoint") and of ProS-GAN ("uniform").
     """
+    if not hasattr(rng, "choice"):
+        raise ValueError(
+            "rng must be a NumPy generator, such as numpy.random.default_rng(0), got "
+            f"{type(rng).__name__}"
+        )
     candidates = target_candidates(labels, database_labels, protocol=protocol, min_count=min_count)
     hopeless = [query for query, rows in enumerate(candidates) if rows.size == 0]
     if hopeless:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from saat_jax import attacks, networks, objectives
+from saat_jax import attacks, networks, objectives, options
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -140,14 +140,10 @@ def make_inner_attack(
         counts passes in training mode by; a `State()` keeps the tanh scale at 1.
 
     Raises:
-        ValueError: if a name is unknown or a size negative.
+        ValueError: if a name is unknown or a number out of its range.
     """
-    if attack_mode not in ("train", "eval"):
-        raise ValueError(f'attack_mode must be "train" or "eval", got {attack_mode!r}')
-    if epsilon < 0 or num_steps < 0:
-        raise ValueError(
-            f"epsilon and num_steps must not be negative, got {epsilon:.6g} and {num_steps}"
-        )
+    options.check_word("attack_mode", attack_mode, ("train", "eval"))
+    options.check_numbers(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
     attack_loss = attacks.code_loss(loss, targeted=targeted)
 
     def attack(
@@ -159,7 +155,8 @@ def make_inner_attack(
         training: networks.Training,
     ) -> tuple[Array, tuple[chex.ArrayTree, objectives.State]]:
 
-        def loss_fn(images: Array, step: Array, carry: Any) -> tuple[Array, Any]:
+        @functools.partial(jax.grad, has_aux=True)
+        def gradient_fn(images: Array, step: Array, carry: Any) -> tuple[Array, Any]:
             batch_stats, counted = carry
             mode: networks.Training | None = None
             alpha: Array | float = 1.0
@@ -176,14 +173,15 @@ def make_inner_attack(
                 next_pass(training, num_steps).keys, batch["image"], epsilon=epsilon
             )
             start = batch["image"] + noise
-        return attacks.sign_descent(
-            loss_fn,
+        found = attacks.descend(
+            lambda images, step, _, carry: gradient_fn(images, step, carry),
             batch["image"],
             start,
+            rule=attacks.STEP_RULES["sign"](step_size),
             epsilon=epsilon,
-            step_size=step_size,
             num_steps=num_steps,
             carry=(batch_stats, counted),
         )
+        return found.images, found.carry
 
     return attack

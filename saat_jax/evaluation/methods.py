@@ -7,14 +7,14 @@ the perturbation then sees a batch of images with their rows of the target codes
 
 import dataclasses
 import functools
-import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from saat_jax import attacks, generative, hamming, mainstay, networks
+from saat_jax import attacks, generative, hamming, mainstay, options
 
 Array = jax.Array
 
@@ -153,60 +153,126 @@ def no_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
     return TargetCodes(np.zeros((len(known.labels), 1), np.float32), None)
 
 
+class TargetSource(NamedTuple):
+    """Where an attack's target codes are from.
+
+    Attributes:
+        make: maps (attacker knowledge, targeted, **options) to those of all queries.
+        options: its options, with their defaults; `...` for one that must be given.
+    """
+
+    make: Callable[..., TargetCodes]
+    options: Mapping[str, Any] = {}
+
+
+MAINSTAY = TargetSource(mainstay_target_codes, {"weighting": "similarity", "ties": "positive"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """A named attack.
+    """A named attack, whose options are listed here once, for the checks and for docs/attacks.md.
 
     Attributes:
         perturb: called like `attacks.pgd`, with a batch of the rows of `TargetCodes.codes`.
-        target_codes: maps (attacker knowledge, targeted) to those of all queries.
+        targets: where they are from.
         targeted: the values of `targeted` that it takes.
+        options: of `perturb`, with their defaults; `...` for one that must be given. With
+            "anneal" it is called with `alphas`, see `AttackSettings.create`.
+        needs_epsilon: whether it must have a ball.
     """
 
     perturb: Callable[..., Array]
-    target_codes: Callable[..., TargetCodes] = mainstay_target_codes
+    targets: TargetSource = MAINSTAY
     targeted: tuple[bool, ...] = (False, True)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs_epsilon: bool = True
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Those of the perturbation and of the target codes."""
+        return {**self.options, **self.targets.options}
 
 
-ATTACKS: dict[str, Attack] = {
-    "noise": Attack(attacks.noise, no_target_codes),
-    "mainstay": Attack(attacks.pgd),
-    "fgsm": Attack(attacks.fgsm),
-    "bim": Attack(attacks.bim),
-    "ni_fgsm": Attack(attacks.ni_fgsm),
-    "si_ni_fgsm": Attack(attacks.si_ni_fgsm),
-    "vmi_fgsm": Attack(attacks.vmi_fgsm),
-    "di_fgsm": Attack(attacks.di_fgsm),
-    "cgat": Attack(attacks.pgd, center_target_codes),
-    "hag": Attack(attacks.hag, own_target_codes, (False,)),
-    "sdha": Attack(attacks.sdha, relevant_target_codes),
-    "p2p": Attack(attacks.pgd, functools.partial(anchor_target_codes, num_codes=1), (True,)),
-    "dhta": Attack(attacks.pgd, functools.partial(anchor_target_codes, num_codes=9), (True,)),
-    "tha": Attack(attacks.pgd, functools.partial(_learned_target_codes, learned="tha"), (True,)),
-    "prosgan": Attack(
-        generative.generate, functools.partial(_learned_target_codes, learned="prosgan"), (True,)
-    ),
+_STEPS = {"step_size": ..., "num_steps": ..., "loss": "focused", "anneal": False}
+_PGD = {**_STEPS, "direction": "sign", "random_start": True}
+_MOMENTUM = {**_STEPS, "decay": 1.0}
+_ONLY_TARGETED = (True,)
+
+
+def _anchors(num_codes: int) -> TargetSource:
+    return TargetSource(anchor_target_codes, {"num_codes": num_codes, "replace": True})
+
+
+def _learned(name: str) -> TargetSource:
+    return TargetSource(_learned_target_codes, {"learned": name})
+
+
+# Add one of your own by `ATTACKS.register("mine", Attack(function))`.
+ATTACKS: options.Choices[Attack] = options.Choices(
+    "attack",
+    {
+        "noise": Attack(attacks.noise, TargetSource(no_target_codes)),
+        "mainstay": Attack(attacks.pgd, options=_PGD),
+        "fgsm": Attack(attacks.fgsm, options={"loss": "focused", "alpha": 0.1}),
+        "bim": Attack(attacks.bim, options={**_PGD, "random_start": False}),
+        "ni_fgsm": Attack(attacks.ni_fgsm, options={**_MOMENTUM, "num_scales": 1}),
+        "si_ni_fgsm": Attack(attacks.si_ni_fgsm, options={**_MOMENTUM, "num_scales": 5}),
+        "vmi_fgsm": Attack(
+            attacks.vmi_fgsm, options={**_MOMENTUM, "num_neighbors": 5, "beta": 1.5}
+        ),
+        "di_fgsm": Attack(
+            attacks.di_fgsm,
+            options={**_STEPS, "decay": 0.0, "probability": 0.5, "resize_rate": 0.9},
+        ),
+        "cgat": Attack(
+            attacks.pgd, TargetSource(center_target_codes, {"ties": "positive"}), options=_PGD
+        ),
+        "hag": Attack(
+            attacks.hag,
+            TargetSource(own_target_codes),
+            (False,),
+            {
+                "num_steps": ...,
+                "anneal": False,
+                "learning_rate": 100.0,
+                "momentum": 0.9,
+                "threshold": 0.5,
+                "balance_weight": 1.0,
+                "batch_scale": 128,
+            },
+        ),
+        "sdha": Attack(
+            attacks.sdha,
+            TargetSource(relevant_target_codes),
+            options={
+                "num_steps": ...,
+                "anneal": False,
+                "learning_rate": 0.01,
+                "surrogate_weight": 25.0,
+                "batch_scale": 128,
+            },
+        ),
+        "p2p": Attack(attacks.pgd, _anchors(1), _ONLY_TARGETED, _PGD),
+        "dhta": Attack(attacks.pgd, _anchors(9), _ONLY_TARGETED, _PGD),
+        "tha": Attack(attacks.pgd, _learned("tha"), _ONLY_TARGETED, _PGD),
+        "prosgan": Attack(
+            generative.generate, _learned("prosgan"), _ONLY_TARGETED, needs_epsilon=False
+        ),
+    },
+)
+
+# The words that an option may be.
+_WORDS: dict[str, options.Choices[Any]] = {
+    "loss": attacks.CODE_LOSSES,
+    "direction": attacks.STEP_RULES,
+    "weighting": options.Choices("weighting", dict.fromkeys(typing.get_args(mainstay.Weighting))),
+    "ties": options.Choices("ties", dict.fromkeys(typing.get_args(mainstay.Ties))),
 }
-
-
-# What is no option: settings of every attack, and what `TargetCodes` hands to the perturbation.
-_RESERVED = {"targeted", "epsilon", "start"}
-_RESERVED |= {"code_bank", "bank_labels", "generator", "generator_params"}
-
-
-def _options(function: Callable[..., Any]) -> dict[str, bool]:
-    """The hyperparameters of a perturbation or of target codes, and whether each must be given."""
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        {"alphas": "anneal"}.get(p.name, p.name): p.default is p.empty
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED
-    }
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackSettings:
-    """An attack of a suite, by name and hyperparameters; see `create`."""
+    """An attack of a suite, by name and the options that are given; see `create`."""
 
     attack: str
     targeted: bool
@@ -215,58 +281,52 @@ class AttackSettings:
 
     @classmethod
     def create(
-        cls, *, attack: str, targeted: bool, epsilon: float | None, **options: Any
+        cls, *, attack: str, targeted: bool, epsilon: float | None, **given: Any
     ) -> "AttackSettings":
-        """Checks an attack's name and hyperparameters.
+        """Checks an attack's name and options.
 
         Args:
             attack: one of `ATTACKS`.
             targeted: towards the target labels, or away from the own labels.
             epsilon: radius of the ball in units of [0, 1]; None for an attack without one.
-            **options: keyword arguments of the perturbation and of the target codes; and "anneal":
-                whether the tanh scale follows `attacks.alpha_schedule` over the attack's
-                steps, or over how many steps; else it is 1.
+            **given: options that the attack declares; "anneal" says whether the tanh scale
+                follows `attacks.alpha_schedule` over the attack's steps, or over how many
+                steps; else it is 1.
 
         Raises:
-            ValueError: if there is no such attack or option, the attack takes another `targeted`
-                only, or a number is wrong.
+            ValueError: if there is no such attack or option, one is missing, the attack takes
+                another `targeted` only, or a value is none that the option can have.
         """
-        if attack not in ATTACKS:
-            raise ValueError(f"unknown attack {attack!r}; expected one of {sorted(ATTACKS)}")
-        method = ATTACKS[attack]
-        if targeted not in method.targeted:
+        method = ATTACKS.look_up(attack)
+        if not isinstance(targeted, bool) or targeted not in method.targeted:
+            kind = "targeted" if True in method.targeted else "non-targeted"
+            one = f"is {kind} only; set" if len(method.targeted) == 1 else "needs"
             raise ValueError(
-                f"attack {attack!r} is {'targeted' if True in method.targeted else 'non-targeted'} "
-                f"only; set targeted to {method.targeted[0]}"
+                f"attack {attack!r} {one} targeted to {' or '.join(map(str, method.targeted))}, "
+                f"got {options.shortened(targeted)}"
             )
-        known = _options(method.perturb) | _options(method.target_codes)
-        needed = {name for name, must in known.items() if must}
-        if set(options) - set(known) or needed - set(options):
+        known = method.all_options
+        options.check_given(f"attack {attack!r}", known, given)
+        if epsilon is None and method.needs_epsilon:
+            raise ValueError(f"epsilon of attack {attack!r} must be a number from 0 to 1, got None")
+        options.check_numbers(epsilon=epsilon, **given)
+        for name, value in given.items():
+            if name in _WORDS:
+                _WORDS[name].look_up(value)
+            elif isinstance(known[name], bool) and name != "anneal" and not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {options.shortened(value)!r}")
+        if given.get("loss") == "pooled":
             raise ValueError(
-                f"attack {attack!r} takes the options {sorted(known)} and needs {sorted(needed)}, "
-                f"got {sorted(options)}"
+                "loss 'pooled' makes an image depend on its batch mates, the records of a "
+                "suite must not; take 'focused', or call the attack's function with it"
             )
-        # ProS-GAN alone may do without a ball.
-        if (epsilon is None and attack != "prosgan") or (epsilon or 0) < 0:
-            raise ValueError(f"epsilon of attack {attack!r} must be 0 or more, got {epsilon}")
-        if options.get("num_steps", 1) < 0:
-            raise ValueError(f"num_steps must not be negative, got {options['num_steps']}")
-        if "loss" in options:
-            attacks.code_loss(options["loss"], targeted=targeted)
-            if options["loss"] == "pooled":
-                raise ValueError(
-                    "loss 'pooled' makes an image depend on its batch mates, the records of a "
-                    "suite must not; take 'focused', or call the attack's function with it"
-                )
-        if "direction" in options:
-            attacks.check_direction(options["direction"])
-        anneal = options.get("anneal", False)
-        if not isinstance(anneal, bool) and anneal < options["num_steps"]:
+        anneal = given.get("anneal", False)
+        if not isinstance(anneal, bool) and anneal < given["num_steps"]:
             raise ValueError(
-                f"anneal must be True, False or at least num_steps = {options['num_steps']}, "
+                f"anneal must be True, False or at least num_steps = {given['num_steps']}, "
                 f"got {anneal}"
             )
-        return cls(attack, targeted, epsilon, options)
+        return cls(attack, targeted, epsilon, given)
 
     @property
     def learned(self) -> str:
@@ -274,7 +334,7 @@ class AttackSettings:
         return self.options.get("learned", self.attack)
 
     def asdict(self) -> dict[str, Any]:
-        """All settings by name, in JSON's types."""
+        """All settings that are given, by name, in JSON's types."""
         return {
             "attack": self.attack,
             "targeted": self.targeted,
@@ -284,26 +344,40 @@ class AttackSettings:
 
     def target_codes(self, known: AttackerKnowledge) -> TargetCodes:
         """The target codes of all queries."""
-        make = ATTACKS[self.attack].target_codes
-        return make(known, targeted=self.targeted, **self._of(make))
+        source = ATTACKS[self.attack].targets
+        return source.make(known, targeted=self.targeted, **self._of(source.options))
 
-    def build(
-        self, encode_fn: networks.EncodeFn, target_codes: TargetCodes
-    ) -> Callable[..., Array]:
+    def build(self, encode_fn: hamming.EncodeFn, target_codes: TargetCodes) -> Callable[..., Array]:
         """The perturbation as a function of (variables, images, target codes, keys, **arrays)."""
-        perturb = ATTACKS[self.attack].perturb
-        options = self._of(perturb)
-        if anneal := options.pop("anneal", False):
-            over = options["num_steps"] if anneal is True else anneal
-            options["alphas"] = attacks.alpha_schedule(over)[: options["num_steps"]]
+        method = ATTACKS[self.attack]
+        values = self._of(method.options)
+        if anneal := values.pop("anneal", False):
+            over = values["num_steps"] if anneal is True else anneal
+            values["alphas"] = attacks.alpha_schedule(over)[: values["num_steps"]]
         return functools.partial(
-            perturb,
+            method.perturb,
             encode_fn,
             targeted=self.targeted,
             epsilon=self.epsilon,
             **target_codes.static,
-            **options,
+            **values,
         )
 
-    def _of(self, function: Callable[..., Any]) -> dict[str, Any]:
-        return {k: v for k, v in self.options.items() if k in _options(function)}
+    def _of(self, declared: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of some options: those given, else the defaults."""
+        return {name: self.options.get(name, declared[name]) for name in declared}
+
+
+def check_suite(suite: Mapping[str, AttackSettings]) -> None:
+    """Refuses attacks whose names cannot be those of records.
+
+    Raises:
+        ValueError: if a name is "benign", the record without an attack, or leaves its folder.
+    """
+    for name in suite:
+        options.check_name("attack", name)
+        if name == "benign":
+            raise ValueError(
+                'an attack cannot be named "benign", which is the record without an attack; '
+                "choose another name"
+            )

@@ -21,7 +21,13 @@ import numpy as np
 from saat_jax import datasets, files, hamming, networks
 from saat_jax.evaluation import folders
 from saat_jax.evaluation.crafting import AttackResult, Batches, attack_queries, encode
-from saat_jax.evaluation.methods import AttackerKnowledge, AttackSettings, Learned, TargetCodes
+from saat_jax.evaluation.methods import (
+    AttackerKnowledge,
+    AttackSettings,
+    Learned,
+    TargetCodes,
+    check_suite,
+)
 from saat_jax.evaluation.protocol import Protocol
 
 _TOP = 10
@@ -141,6 +147,7 @@ def evaluate(
         ValueError: if an image cannot be read, a record is no JSON, or an attack lacks the network
             trained for it, or its target labels.
     """
+    check_suite(suite)
     folder = pathlib.Path(folder)
     has_targets = target_labels is not None
     target_labels = check_targets(dataset, suite, target_labels)

@@ -11,7 +11,7 @@ import numpy as np
 from saat_jax import datasets, files, hamming
 from saat_jax.evaluation import folders
 from saat_jax.evaluation.crafting import Encoder, attack_queries
-from saat_jax.evaluation.methods import AttackSettings, Learned
+from saat_jax.evaluation.methods import AttackSettings, Learned, check_suite
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.records import (
     attacker_knowledge,
@@ -63,6 +63,7 @@ def transfer(
     Reference:
         ProS-GAN, Tables 3 and 5 to 7.
     """
+    check_suite(suite)
     folder = pathlib.Path(folder)
     target_labels = check_targets(dataset, suite, target_labels)
     known = {

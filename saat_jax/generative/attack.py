@@ -4,9 +4,8 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
-from saat_jax import attacks, networks
+from saat_jax import attacks, networks, options
 from saat_jax.generative.models import Generator
 
 Array = jax.Array
@@ -42,19 +41,21 @@ def generate(
         generator_params: its parameters.
 
     Returns:
-        `[batch, height, width, 3]` images in [0, 1].
+        `[batch, height, width, 3]` images in [0, 1]; NaN as those of `attacks.pgd`.
 
     Raises:
-        ValueError: if not targeted, or the images are not floats or of a size that the
-            generator does not take.
+        ValueError: if not targeted, an argument is not as above, or the images are of a size
+            that the generator does not take.
 
     Reference:
         As released with ProS-GAN.
     """
     if not targeted:
         raise ValueError("ProS-GAN is a targeted attack, got targeted=False; choose another one")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255")
+    images = attacks.checked_images(images, epsilon=epsilon)
+    options.check_shapes(
+        images=(images, "batch height width channels"), semantics=(semantics, "batch semantics")
+    )
     signed: Any = generator.apply({"params": generator_params}, 2 * images - 1, semantics)
     adversarial = (signed + 1) / 2
     if epsilon is None:

@@ -5,7 +5,6 @@ PyTorch and back. Knows nothing of labels, objectives or attacks.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from saat_jax import options, perturbation
+from saat_jax.hamming import EncodeFn
 from saat_jax.networks.backbones import VGG, AlexNet, ConvNet, ResNet
 from saat_jax.networks.layers import (
     IMAGENET_MEAN,
@@ -73,7 +73,6 @@ __all__ = [
 ]
 
 Array = jax.Array
-EncodeFn = Callable[[chex.ArrayTree, Array, Array | float], Array]
 
 _VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _RESNET_STAGES = {
