@@ -206,12 +206,56 @@ class _Trace:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
-    def after(self, step: int, metrics: Any = None) -> None:
-        """Stops after the last step."""
+    def after(self, step: int, metrics: Any) -> None:
+        """Stops after the last step of the range."""
         if self._on and step >= self._steps[1]:
             jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Stops, if it has not."""
+        if self._on:
             self._on = False
             jax.profiler.stop_trace()
+
+
+class _Progress:
+    """What a training shows and logs of its steps: a bar, metrics, speed, a trace of some.
+
+    Args:
+        folder: as of `train`.
+        bar: shows the steps.
+        first_step: as of `MetricsLog`.
+        profile: as of `train`.
+    """
+
+    def __init__(self, folder: pathlib.Path, bar: Any, first_step: int, profile: Sequence[int]):
+        self.log = MetricsLog(folder, first_step=first_step)
+        self.meter = _Meter()
+        self.trace = _Trace(folder / "profile", profile)
+        self.bar = bar
+
+    def count(self, step: int, batch: dict[str, np.ndarray], metrics: Any) -> None:
+        """Counts a step that was begun."""
+        self.meter.count(batch, metrics)
+        self.trace.after(step, metrics)
+        self.bar.update()
+
+    def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Logs the metrics of the steps since the last line, which are done."""
+        self.log.write(step, epoch, metrics)
+        shown = {"loss": f"{metrics['loss']:.4f}"}
+        if speed := self.meter.read():
+            self.log.write_speed(step, speed)
+            shown |= {"images/s": speed["images_per_second"], "ms": speed["step_ms"]}
+        self.bar.set_postfix(shown)
+        self.meter.restart()
+
+    def close(self) -> None:
+        """Leaves the next line to the message of a stop or an error."""
+        self.trace.close()
+        self.bar.close()
+        self.log.close()
 
 
 def variables_of(state: defenses.TrainState) -> dict[str, Any]:
@@ -292,16 +336,12 @@ def train(
             state = found.state
             best_map, pending = found.metadata["best_map"], found.metadata["pending"]
         step = int(state.step)
-        log = MetricsLog(folder, first_step=step if found else -1)
-        at_end.callback(log.close)
-        if evaluate and found is None:
-            log.write(step, 0.0, evaluate(state))
         hidden = not progress or jax.process_index() > 0
         bar = tqdm(total=num_steps, initial=step, desc=title, disable=hidden, unit="step")
-        # Closed, it leaves the next line to the message of a stop or an error.
-        at_end.callback(bar.close)
-        meter, trace = _Meter(), _Trace(folder / "profile", profile)
-        at_end.callback(trace.after, sys.maxsize)
+        told = _Progress(folder, bar, step if found else -1, profile)
+        at_end.callback(told.close)
+        if evaluate and found is None:
+            told.log.write(step, 0.0, evaluate(state))
         mapped = parallel.map_update(update, donate=donate, mapping=mapping)
         replicated = parallel.replicate(state)
         batches = iter(batches_from(step)) if step < num_steps else iter(())
@@ -313,14 +353,12 @@ def train(
 
         stopped = 0
         while step < num_steps and not stopped:
-            trace.before(step + 1)
+            told.trace.before(step + 1)
             batch = next(batches)
             replicated, metrics = mapped(replicated, parallel.shard_batch(batch))
             pending.append(metrics)
-            meter.count(batch, metrics)
             step += 1
-            trace.after(step, metrics)
-            bar.update()
+            told.count(step, batch, metrics)
             epoch = step / steps_per_epoch
             epoch_ends = step % steps_per_epoch == 0
             # A checkpoint falls on a log line; a stop between two carries what is pending, so
@@ -328,13 +366,7 @@ def train(
             checkpoint = epoch_ends or step % checkpoint_every == 0
             if step % log_every == 0 or checkpoint:
                 means = _mean_metrics(_fetch(pending), last_step=step)
-                log.write(step, epoch, {**means, "learning_rate": float(schedule(step - 1))})
-                shown = {"loss": f"{means['loss']:.4f}"}
-                if speed := meter.read():
-                    log.write_speed(step, speed)
-                    shown |= {"images/s": speed["images_per_second"], "ms": speed["step_ms"]}
-                bar.set_postfix(shown)
-                meter.restart()
+                told.write(step, epoch, {**means, "learning_rate": float(schedule(step - 1))})
                 pending = []
             stopped = stop.on_any_process()
             if not (checkpoint or stopped):
@@ -343,7 +375,7 @@ def train(
             _check_finite(host.params, step)
             if evaluate and epoch_ends and (epoch % evaluate_every == 0 or step == num_steps):
                 scores = evaluate(host)
-                log.write(step, epoch, scores)
+                told.log.write(step, epoch, scores)
                 if scores.get("map", -1.0) > best_map:
                     best_map = scores["map"]
                     save(host, best=True)
@@ -351,11 +383,11 @@ def train(
                     saved.wait()
             pending = _fetch(pending)
             save(host, best=False)
-            meter.restart()
+            told.meter.restart()
         # Asked once more, since the last evaluation takes its time.
         if kind := stop.on_any_process():
             saved.wait()
-            bar.close()
+            told.bar.close()
             raise Interrupted(signal.Signals(kind), step, num_steps)
         return parallel.unreplicate(replicated)
 
