@@ -98,7 +98,7 @@ def check_platform() -> None:
         jax.config.update("jax_platforms", None)
         there = sorted({device.platform for device in jax.devices()})
         # Without JAX's advice, which ours repeats.
-        reason = str(error).partition(" (set JAX")[0]
+        reason = str(error).partition(" (set JAX")[0].rstrip(".")
         raise ValueError(
             f"no device of the platform {wanted!r}{reason and f' ({reason})'}; this machine has "
             f"{there}: unset JAX_PLATFORMS to take what there is, or install JAX for that "

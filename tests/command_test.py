@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,12 @@ def test_a_missing_flag_is_named(given, capsys):
 
 
 # --- answers ---
+
+
+def test_no_message_advises_to_install_what_no_index_has():
+    for folder in ("saat_jax", "launch", "configs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search("pip install .?saat", path.read_text()), path
 
 
 @pytest.mark.parametrize(

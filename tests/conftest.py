@@ -20,6 +20,7 @@ SLOW = {
     "defenses_cgat_test",
     "defenses_test",
     "evaluation_test",
+    "families_test",
     "generative_test",
     "launch_test",
     "networks_test",

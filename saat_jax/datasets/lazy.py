@@ -5,6 +5,14 @@ import importlib
 import os
 from types import ModuleType
 
+# What brings a module, where it is called otherwise; TFDS does not bring TensorFlow itself.
+_PACKAGES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "tensorflow": "tensorflow tensorflow-datasets",
+    "tensorflow_datasets": "tensorflow tensorflow-datasets",
+}
+
 
 def require(module: str) -> ModuleType:
     """Imports an optional module, or says how to install it.
@@ -15,15 +23,17 @@ def require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        missing = (error.name or module).split(".")[0]
         raise ModuleNotFoundError(
-            f"this data source needs {module} (missing: {error.name}); "
-            "install it with: pip install 'saat-jax[data]'"
+            f"this needs {missing}, which is not installed; install it with: "
+            f"pip install {_PACKAGES.get(missing, missing)}",
+            name=missing,
         ) from error
 
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """TensorFlow, kept off the accelerators: it only reads images here."""
+    """TensorFlow, kept off the accelerators: it only feeds them here."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     tf = require("tensorflow")
     tf.config.set_visible_devices([], "GPU")
