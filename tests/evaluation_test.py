@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from saat_jax import attacks, datasets, evaluation, generative, hamming, mainstay, networks
-from saat_jax.evaluation import crafting, folders
+from saat_jax.evaluation import crafting, judging, record_files
 from saat_jax.evaluation import records as records_module
 from tests import reference
 
@@ -444,31 +444,36 @@ def test_images_of_two_settings_never_mix(problem, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         brighten(64, save=stop)
     assert not (tmp_path / "light.json").exists()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "earlier").glob("light.*/*")}
+    assert kept == weak
     assert brighten(8) == weak
     assert not list(tmp_path.glob(".*"))
 
 
-def test_parts_of_other_settings_go_when_an_attack_begins(tmp_path):
-    mine, other, longer = (
-        folders.parts_of(tmp_path, name, digest, "png", 4)
+def test_what_others_left_unfinished_goes_when_an_attack_begins(tmp_path):
+    places = [
+        record_files.RecordFiles(tmp_path, name, digest)
         for name, digest in (("away", "a" * 64), ("away", "b" * 64), ("away_far", "b" * 64))
-    )
+    ]
+    mine, other, longer = (place.unfinished("png", 4) for place in places)
     images = tmp_path / "away"
     for folder in (mine, other, longer, images):
         folder.mkdir()
     record = tmp_path / "away.json"
-    record.write_text('{"images_saved": false}')
-    folders.begin(tmp_path, "away", mine, save_images=True)
+    record.write_text(json.dumps({"images_saved": False, "identity": "a" * 64}))
+    places[0].make_room(mine, save_images=True)
     assert mine.is_dir() and images.is_dir() and longer.is_dir() and not other.exists()
     # One that begins anew keeps no images, and no record that claims them.
-    folders.begin(tmp_path, "away", other, save_images=True)
+    record.write_text(json.dumps({"images_saved": False, "identity": "b" * 64}))
+    places[1].make_room(other, save_images=True)
     assert record.exists() and not mine.exists() and not images.exists()
     images.mkdir()
-    record.write_text('{"images_saved": true}')
-    folders.begin(tmp_path, "away", other)
+    record.write_text(json.dumps({"images_saved": True, "identity": "b" * 64}))
+    places[1].make_room(other)
     assert record.exists() and images.is_dir()
-    folders.begin(tmp_path, "away", other, save_images=True)
+    places[1].make_room(other, save_images=True)
     assert not record.exists() and not images.exists() and longer.is_dir()
+    assert not (tmp_path / "earlier").exists()
 
 
 def test_transfer_is_judged_by_every_model(problem, tmp_path):
@@ -521,7 +526,7 @@ def test_records_hold_their_protocol(problem, records):
     for name, record in made.items():
         assert json.loads((folder / f"{name}.json").read_text()) == record
         protocol = record["protocol"]
-        assert protocol | dataclasses.asdict(PROTOCOL) == protocol
+        assert protocol | PROTOCOL.settings() == protocol
         assert protocol["dataset"] == "digits" and protocol["targets"] == "disjoint"
         sizes = {"num_queries": 11, "num_database": 40, "num_train": 24, "num_classes": 10}
         assert protocol | sizes | {"num_bits": 8, "image_size": 16} == protocol
@@ -529,9 +534,10 @@ def test_records_hold_their_protocol(problem, records):
         assert record["device"] and record["jax"] and record["version"]
         assert record["curves"].keys() >= {"precision_recall", "precision_at_n"}
     assert not made["benign"]["targeted"] and made["benign"]["settings"] is None
-    assert made["benign"]["metrics"].keys() == {"map", "t_map"}
-    assert made["away"]["metrics"].keys() == {"map", "map_8bit", "theory_map"}
-    assert made["towards"]["metrics"].keys() == {"t_map", "t_map_8bit", "theory_t_map"}
+    own, targets = {"map", "ndcg", "wap"}, {"t_map", "t_ndcg", "t_wap"}
+    assert made["benign"]["metrics"].keys() == own | targets
+    assert made["away"]["metrics"].keys() == own | {"map_8bit", "theory_map"}
+    assert made["towards"]["metrics"].keys() == targets | {"t_map_8bit", "theory_t_map"}
     for name in SUITE:
         assert made[name]["settings"] == SUITE[name].asdict()
         assert made[name]["targeted"] == SUITE[name].targeted
@@ -614,7 +620,7 @@ def test_finished_records_are_not_made_again(problem, records, monkeypatch):
     def encode(*_, **__):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(records_module, "encode", encode)
+    monkeypatch.setattr(judging, "encode", encode)
     again = functools.partial(_evaluate, problem, folder, save_images=True)
     assert again() == first
     # How many images go at once is no part of what is measured.
@@ -626,12 +632,74 @@ def test_finished_records_are_not_made_again(problem, records, monkeypatch):
         {"protocol": dataclasses.replace(PROTOCOL, seed=1)},
         {"suite": SUITE | {"away": dataclasses.replace(SUITE["away"], epsilon=4 / 255)}},
         {"target_labels": problem[3][::-1]},
-        {"dataset": data},
+        {"dataset": data, "target_labels": np.resize(problem[3], data.query.labels.shape)},
         {"num_examples": 4},
     ):
         with pytest.raises(AssertionError, match="made again"):
             again(**changes)
     assert _times(folder) == times
+
+
+def test_a_record_of_other_settings_is_kept(problem, records, tmp_path, capsys):
+    first, folder = records
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    files = {path.name: path.read_bytes() for path in copy.glob("away.*")}
+    suite = {"away": dataclasses.replace(SUITE["away"], epsilon=4 / 255)}
+    made = _evaluate(problem, copy, suite=suite)
+    kept = f"away.{first['away']['identity'][:8]}"
+    assert f"kept as {copy / 'earlier' / kept}.json" in capsys.readouterr().out
+    for name, content in files.items():
+        assert (copy / "earlier" / name.replace("away", kept)).read_bytes() == content
+    assert len([*(copy / "earlier" / kept).glob("*.png")]) == 11
+    assert made["benign"] == first["benign"] and made["away"]["settings"]["epsilon"] == 4 / 255
+
+
+def test_what_an_earlier_version_has_finished_is_found(problem, records, monkeypatch):
+    first, folder = records
+    monkeypatch.setattr(judging.metadata, "version", lambda _: "9.9.9")
+    assert _evaluate(problem, folder, save_images=True) == first
+
+
+def test_queries_without_a_label_are_counted_and_skipped_if_asked(problem, tmp_path):
+    labels = problem[2].query.labels.copy()
+    labels[:3] = 0
+    data = dataclasses.replace(
+        problem[2], query=dataclasses.replace(problem[2].query, labels=labels)
+    )
+    made = {
+        count: _evaluate(
+            problem,
+            tmp_path / count,
+            dataset=data,
+            suite={},
+            target_labels=None,
+            protocol=dataclasses.replace(PROTOCOL, unlabelled_queries=count),
+        )["benign"]
+        for count in ("zero", "skip")
+    }
+    zero, skip = (made[count]["metrics"]["map"] for count in ("zero", "skip"))
+    np.testing.assert_allclose(zero * 11, skip * 8, rtol=1e-6)
+    assert [record["num_unlabelled"] for record in made.values()] == [3, 3]
+    assert "unlabelled_queries" not in made["zero"]["protocol"]
+    assert "t_map" not in made["zero"]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": {"../x": SUITE["away"]}}, "name of a attack|name of an attack"),
+        ({"suite": {"benign": SUITE["away"]}}, "cannot be named 'benign'"),
+        ({"target_labels": None}, "'towards' is targeted and needs target_labels"),
+        ({"target_labels": np.zeros((3, 10))}, "target_labels must be of shape"),
+        ({"num_examples": -1}, "num_examples must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_wrong_arguments_are_named_and_leave_nothing(problem, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _evaluate(problem, tmp_path / "a" / "b", **changes)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_one_record_is_made_again_without_the_others(problem, records, tmp_path):
@@ -640,7 +708,8 @@ def test_one_record_is_made_again_without_the_others(problem, records, tmp_path)
     shutil.copytree(folder, copy)
     (copy / "away.npz").unlink()
     # What a kill between the record and the removal of its parts leaves.
-    left = folders.parts_of(copy, "towards", first["towards"]["identity"], "png", 8)
+    place = record_files.RecordFiles(copy, "towards", first["towards"]["identity"])
+    left = place.unfinished("png", 8)
     left.mkdir()
     times = _times(copy)
     again = _evaluate(problem, copy, save_images=True)

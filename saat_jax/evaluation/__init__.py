@@ -6,6 +6,10 @@ from saat_jax.evaluation.crafting import (
     attack_queries,
     encode,
 )
+from saat_jax.evaluation.judging import (
+    attacker_knowledge,
+    batches_from,
+)
 from saat_jax.evaluation.methods import (
     ATTACKS,
     Attack,
@@ -15,11 +19,7 @@ from saat_jax.evaluation.methods import (
     TargetCodes,
 )
 from saat_jax.evaluation.protocol import Protocol
-from saat_jax.evaluation.records import (
-    attacker_knowledge,
-    batches_from,
-    evaluate,
-)
+from saat_jax.evaluation.records import evaluate
 from saat_jax.evaluation.transfer import transfer
 
 __all__ = [
@@ -27,15 +27,15 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AttackSettings",
-    "Encoder",
-    "TargetCodes",
     "AttackerKnowledge",
+    "Encoder",
     "Learned",
     "Protocol",
+    "TargetCodes",
     "attack_queries",
+    "attacker_knowledge",
     "batches_from",
     "encode",
     "evaluate",
-    "attacker_knowledge",
     "transfer",
 ]

@@ -12,11 +12,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from saat_jax import files, hamming, networks, parallel, perturbation
+from saat_jax import files, hamming, networks, options, parallel, perturbation
 from saat_jax.evaluation.methods import AttackSettings, TargetCodes
 
 Array = jax.Array
-Batches = Iterable[dict[str, np.ndarray]]
+Batch = Mapping[str, np.ndarray]
+Batches = Iterable[Batch]
+
+# Of fewer entries chance alone may make a set of codes without a negative one.
+_MANY_ENTRIES = 64
 
 
 class Encoder(NamedTuple):
@@ -49,26 +53,29 @@ def encode(
 
     Raises:
         FloatingPointError: if a code is not finite.
-        ValueError: if the batches do not cover the split.
+        ValueError: if the batches do not cover the split, or what the encoder returns are no soft
+            codes: of another shape, or all from 0 to 1.
     """
     encoder, variables = jax.jit(encode_fn), parallel.on_every_device(variables)
-    codes, seen = None, np.zeros(size, bool)
+    values, rows = [], []
     with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
         for batch in batches:
             image = parallel.split_rows(batch["image"])
             soft_codes = np.asarray(encoder(variables, image, 1.0))
+            shape = "batch height width channels"
+            options.check_shapes(image=(image, shape), soft_codes=(soft_codes, "batch num_bits"))
             real = batch["mask"] > 0
-            if codes is None:
-                codes = np.zeros((size, soft_codes.shape[1]), np.float32)
             if not np.isfinite(soft_codes[real]).all():
                 raise FloatingPointError("the network returns NaN or infinite codes")
-            codes[batch["index"][real]] = soft_codes[real]
-            seen[batch["index"][real]] = True
-            bar.update(int(real.sum()))
-    if codes is not None:
-        codes, seen = parallel.join_rows(codes, seen)
-    if codes is None or not seen.all():
-        raise ValueError(f"the batches cover {int(seen.sum())} of {size} rows; pass them all")
+            values.append(soft_codes[real].astype(np.float32))
+            rows.append(batch["index"][real])
+            bar.update(len(rows[-1]))
+    codes = _all_rows(values, rows, np.arange(size))
+    if codes.size >= _MANY_ENTRIES and codes.min() >= 0:
+        raise ValueError(
+            "the encoder must return soft codes in (-1, 1), got none below 0, as of a sigmoid; "
+            "return 2 * x - 1"
+        )
     return np.asarray(hamming.binarize(codes)) if binary else codes
 
 
@@ -131,89 +138,137 @@ def attack_queries(
 
     Raises:
         ArithmeticError: if an image left the ball or [0, 1].
+        ValueError: if the batches do not cover the queries, or are of more.
     """
-    size = len(target_codes.codes)
-    judges = {
-        name: Encoder(jax.jit(judge.encode_fn), parallel.on_every_device(judge.variables))
-        for name, judge in {"": Encoder(encode_fn, variables), **(others or {})}.items()
-    }
-    craft = jax.jit(settings.build(encode_fn, target_codes))
-    arrays = parallel.on_every_device(dict(target_codes.arrays))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+    attack = _BatchAttack(
+        {"": Encoder(encode_fn, variables), **(others or {})}, target_codes, settings, seed
+    )
     results = [] if parts is None else _finished_parts(parts)
-    compiled = None
-    with tqdm(total=size, desc=title, disable=not progress, unit="image") as bar:
+    with tqdm(total=attack.num_queries, desc=title, disable=not progress, unit="image") as bar:
         bar.update(sum(len(part["row"]) for part in results))
         for number, batch in enumerate(batches_from(len(results)), len(results)):
-            real = batch["mask"] > 0
-            image = batch["image"]
-            rows = np.minimum(batch["index"], size - 1)
-            split = (image, target_codes.codes[rows], keys(batch["index"]))
-            call = (judges[""].variables, *parallel.split_rows(split))
-            if compiled is None:
-                compiled = craft.lower(*call, **arrays).compile()
-                for judge in judges.values():
-                    judge.encode_fn(judge.variables, call[1], 1.0).block_until_ready()
-
-            def judged(images: Any, name: str = "", real: Any = real) -> np.ndarray:
-                images = parallel.split_rows(images)
-                soft_codes = judges[name].encode_fn(judges[name].variables, images, 1.0)
-                return np.asarray(hamming.binarize(soft_codes))[real]
-
-            start = time.perf_counter()
-            crafted = compiled(*call, **arrays)
-            part = {"codes": judged(crafted), "row": batch["index"][real]}
-            adversarial = np.asarray(crafted)
-            part["seconds"] = np.array(time.perf_counter() - start)
-            _audit(image[real], adversarial[real], settings.epsilon)
-            rounded = _round_inside(adversarial, image, settings.epsilon)
-            _audit(image[real], rounded[real] / np.float32(255), settings.epsilon)
-            part["rounded_codes"] = judged(rounded.astype(np.float32) / 255)
-            for name in others or {}:
-                part[f"transferred/{name}"] = judged(crafted, name)
-            # Of padding too: a process may have nothing else.
-            sizes = perturbation.perturbation_metrics(image, adversarial)
-            part |= {f"perturbation/{name}": values[real] for name, values in sizes.items()}
+            part, images = attack(batch)
             shown = np.isin(part["row"], example_rows)
-            part |= {"example_row": part["row"][shown], "example": rounded[real][shown]}
+            part |= {"example_row": part["row"][shown], "example": images[shown]}
             if save:
-                for row, levels in zip(part["row"], rounded[real], strict=True):
+                for row, levels in zip(part["row"], images, strict=True):
                     save(int(row), levels)
             if parts is not None:
                 files.write_arrays(parts / f"{number:06d}.npz", part)
             results.append(part)
-            bar.update(int(real.sum()))
-    rows = np.concatenate([part["row"] for part in results])
-    example_rows = np.asarray(example_rows, int)
-    by_query = {
-        name: _all_rows([part[name] for part in results], rows, np.arange(size))
-        for name in results[0]
-        if name not in ("row", "seconds", "example_row", "example")
-    }
-    shown = np.concatenate([part["example_row"] for part in results])
+            bar.update(len(images))
+    return _joined(results, attack.num_queries, np.asarray(example_rows, int))
 
-    def named(prefix: str) -> dict[str, np.ndarray]:
-        return {k.removeprefix(prefix): v for k, v in by_query.items() if k.startswith(prefix)}
 
+class _BatchAttack:
+    """An attack on one batch after the other, and the models that judge its images.
+
+    Args:
+        models: by name; the one that is attacked has the name "".
+        target_codes: as of `attack_queries`, and so are settings and seed.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Encoder],
+        target_codes: TargetCodes,
+        settings: AttackSettings,
+        seed: int,
+    ):
+        self.num_queries = len(target_codes.codes)
+        self._models = {
+            name: Encoder(jax.jit(encode_fn), parallel.on_every_device(variables))
+            for name, (encode_fn, variables) in models.items()
+        }
+        self._craft = jax.jit(settings.build(models[""].encode_fn, target_codes))
+        self._compiled: Any = None
+        self._epsilon = settings.epsilon
+        self._target_codes = target_codes.codes
+        self._arrays = parallel.on_every_device(dict(target_codes.arrays))
+        self._keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+
+    def __call__(self, batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What is kept of a batch, by name, and the images of its queries rounded to 8 bits."""
+        image, real = batch["image"], batch["mask"] > 0
+        if batch["index"][real].max(initial=0) >= self.num_queries:
+            raise ValueError(
+                f"the target codes are of {self.num_queries} queries, and a batch holds query "
+                f"{batch['index'][real].max()}; make them of all"
+            )
+        # Padding takes the codes of the last query.
+        codes = self._target_codes[np.minimum(batch["index"], self.num_queries - 1)]
+        arguments = parallel.split_rows((image, codes, self._keys(batch["index"])))
+        arguments = (self._models[""].variables, *arguments)
+        if self._compiled is None:
+            self._compiled = self._craft.lower(*arguments, **self._arrays).compile()
+            for name in self._models:
+                self._codes(image, name)
+        start = time.perf_counter()
+        crafted = self._compiled(*arguments, **self._arrays)
+        part = {"codes": self._codes(crafted)[real], "row": batch["index"][real]}
+        adversarial = np.asarray(crafted)
+        part["seconds"] = np.array(time.perf_counter() - start)
+        _audit(image[real], adversarial[real], self._epsilon)
+        rounded = _round_inside(adversarial, image, self._epsilon)
+        _audit(image[real], rounded[real] / np.float32(255), self._epsilon)
+        part["rounded_codes"] = self._codes(rounded.astype(np.float32) / 255)[real]
+        for name in filter(None, self._models):
+            part[f"transferred/{name}"] = self._codes(crafted, name)[real]
+        # Of padding too: a process may have nothing else.
+        sizes = perturbation.perturbation_metrics(image, adversarial)
+        part |= {f"perturbation/{name}": values[real] for name, values in sizes.items()}
+        return part, rounded[real]
+
+    def _codes(self, images: Any, name: str = "") -> np.ndarray:
+        encode_fn, variables = self._models[name]
+        soft_codes = encode_fn(variables, parallel.split_rows(images), 1.0)
+        return np.asarray(hamming.binarize(soft_codes))
+
+
+def _joined(
+    results: list[dict[str, np.ndarray]], num_queries: int, example_rows: np.ndarray
+) -> AttackResult:
+    """What the batches of all processes give together."""
+    rows = [part["row"] for part in results]
+
+    def all_queries(name: str) -> np.ndarray:
+        return _all_rows([part[name] for part in results], rows, np.arange(num_queries))
+
+    def by_name(prefix: str) -> dict[str, np.ndarray]:
+        names = [name for name in results[0] if name.startswith(prefix)]
+        return {name.removeprefix(prefix): all_queries(name) for name in names}
+
+    shown = [part["example_row"] for part in results]
     return AttackResult(
-        codes=by_query["codes"],
-        rounded_codes=by_query["rounded_codes"],
-        transferred=named("transferred/"),
+        codes=all_queries("codes"),
+        rounded_codes=all_queries("rounded_codes"),
+        transferred=by_name("transferred/"),
         examples=_all_rows([part["example"] for part in results], shown, example_rows),
-        perturbation=perturbation.summarize_perturbation(named("perturbation/")),
+        perturbation=perturbation.summarize_perturbation(by_name("perturbation/")),
         # With several processes, of this one, for its share of the queries.
-        seconds_per_image=float(sum(part["seconds"] for part in results)) / max(len(rows), 1),
+        seconds_per_image=float(sum(part["seconds"] for part in results))
+        / max(sum(map(len, rows)), 1),
     )
 
 
-def _all_rows(values: list[np.ndarray], rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Joins the batches of all processes, in the order of the wanted rows."""
-    joined = np.concatenate(values)
-    here = np.isin(wanted, rows)
-    place = {row: i for i, row in enumerate(rows)}
-    full = np.zeros((len(wanted), *joined.shape[1:]), joined.dtype)
-    full[here] = joined[[place[row] for row in wanted[here]]]
-    return parallel.join_rows(full, here)[0]
+def _all_rows(values: list[np.ndarray], rows: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
+    """Joins the batches of all processes, in the order of the wanted rows.
+
+    Raises:
+        ValueError: if a row is missing.
+    """
+    place = {row: i for i, row in enumerate(np.concatenate([[], *rows]).astype(int).tolist())}
+    have = np.array([row in place for row in wanted.tolist()], bool)
+    if values:
+        joined = np.concatenate(values)
+        full = np.zeros((len(wanted), *joined.shape[1:]), joined.dtype)
+        full[have] = joined[[place[row] for row in wanted[have].tolist()]]
+        full, have = parallel.join_rows(full, have)
+    if not (values and have.all()):
+        raise ValueError(
+            f"the batches cover {np.count_nonzero(have)} of {len(wanted)} rows; pass them all"
+        )
+    return full
 
 
 def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:

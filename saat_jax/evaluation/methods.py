@@ -55,7 +55,8 @@ class AttackerKnowledge:
 
     Attributes:
         labels: `[num_queries, num_classes]` the queries' own labels.
-        target_labels: `[num_queries, num_classes]` what targeted attacks are to reach.
+        target_labels: `[num_queries, num_classes]` what targeted attacks are to reach; None if
+            none is made.
         soft_codes: `[num_queries, num_bits]` in (-1, 1), of the untouched queries.
         train_codes: `[num_train, num_bits]` in {-1, +1}.
         train_labels: `[num_train, num_classes]`.
@@ -67,7 +68,7 @@ class AttackerKnowledge:
     """
 
     labels: np.ndarray
-    target_labels: np.ndarray
+    target_labels: np.ndarray | None
     soft_codes: np.ndarray
     train_codes: np.ndarray
     train_labels: np.ndarray
@@ -78,7 +79,11 @@ class AttackerKnowledge:
 
     def labels_for(self, targeted: bool) -> np.ndarray:
         """The labels to reach if targeted, or to leave. `[num_queries, num_classes]`"""
-        return self.target_labels if targeted else self.labels
+        if not targeted:
+            return self.labels
+        if self.target_labels is None:
+            raise ValueError("a targeted attack needs target_labels; draw them for all queries")
+        return self.target_labels
 
 
 def _voted(vote: Callable[..., Array], known: AttackerKnowledge, targeted: bool) -> TargetCodes:
@@ -132,7 +137,7 @@ def anchor_target_codes(
 ) -> TargetCodes:
     """Anchors of P2P (one code) and DHTA (nine): a vote of database images of the target."""
     codes = mainstay.anchor_codes(
-        known.target_labels,
+        known.labels_for(True),
         known.database_codes,
         known.database_labels,
         known.seed,
@@ -145,7 +150,7 @@ def anchor_target_codes(
 def _learned_target_codes(known: AttackerKnowledge, *, targeted: bool, learned: str) -> TargetCodes:
     if learned not in known.learned:
         raise ValueError(f"no network {learned!r} was trained for it; got {[*known.learned]}")
-    return known.learned[learned].target_codes(known.target_labels)
+    return known.learned[learned].target_codes(known.labels_for(True))
 
 
 def no_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
@@ -366,18 +371,3 @@ class AttackSettings:
     def _of(self, declared: Mapping[str, Any]) -> dict[str, Any]:
         """The values of some options: those given, else the defaults."""
         return {name: self.options.get(name, declared[name]) for name in declared}
-
-
-def check_suite(suite: Mapping[str, AttackSettings]) -> None:
-    """Refuses attacks whose names cannot be those of records.
-
-    Raises:
-        ValueError: if a name is "benign", the record without an attack, or leaves its folder.
-    """
-    for name in suite:
-        options.check_name("attack", name)
-        if name == "benign":
-            raise ValueError(
-                'an attack cannot be named "benign", which is the record without an attack; '
-                "choose another name"
-            )

@@ -3,102 +3,31 @@
 A record is one JSON file per model and attack, `<folder>/<attack>.json`: metrics with their
 protocol, curves, perturbation sizes, settings, time. Beside it, `<attack>.npz` holds some
 queries and what they retrieve, for people to look at. The record "benign" is the model
-without an attack. A record that exists with the same identity is not made again.
+without an attack. A record that exists with the same identity is not made again; one of other
+settings is kept in `<folder>/earlier/`, with the start of its identity in its name.
 """
 
-import dataclasses
 import functools
-import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-from saat_jax import datasets, files, hamming, networks
-from saat_jax.evaluation import folders
-from saat_jax.evaluation.crafting import AttackResult, Batches, attack_queries, encode
-from saat_jax.evaluation.methods import (
-    AttackerKnowledge,
-    AttackSettings,
-    Learned,
-    TargetCodes,
-    check_suite,
-)
+from saat_jax import datasets, files, hamming, networks, options
+from saat_jax.evaluation import judging
+from saat_jax.evaluation.crafting import Encoder
+from saat_jax.evaluation.judging import JudgedModel
+from saat_jax.evaluation.methods import AttackSettings, Learned
 from saat_jax.evaluation.protocol import Protocol
+from saat_jax.evaluation.record_files import RecordFiles, digest_of
 
 _TOP = 10
-
-
-def batches_from(
-    dataset: datasets.Dataset, split: datasets.Split, batch_size: int
-) -> Callable[[int], Batches]:
-    """Maps a batch's number to the batches of a split from that one on, in row order.
-
-    Of several processes, each gets its share of every batch.
-    """
-    return lambda start: datasets.eval_batches(
-        split,
-        batch_size=batch_size,
-        image_size=dataset.image_size,
-        resize=dataset.resize,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def attacker_knowledge(
-    encode_fn: networks.EncodeFn,
-    variables: chex.ArrayTree,
-    dataset: datasets.Dataset,
-    target_labels: np.ndarray,
-    *,
-    seed: int,
-    batch_size: int,
-    learned: Mapping[str, Learned] | None = None,
-    progress: bool = False,
-) -> AttackerKnowledge:
-    """Encodes a dataset into what an attacker of the model knows. Arguments as of `evaluate`."""
-    database, query, train = (
-        encode(
-            encode_fn,
-            variables,
-            batches_from(dataset, split, batch_size)(0),
-            size=len(split),
-            binary=split is not dataset.query,
-            title=f"encode {split.name}",
-            progress=progress,
-        )
-        for split in (dataset.database, dataset.query, dataset.train)
-    )
-    return AttackerKnowledge(
-        labels=dataset.query.labels,
-        target_labels=target_labels,
-        soft_codes=query,
-        train_codes=train,
-        train_labels=dataset.train.labels,
-        database_codes=database,
-        database_labels=dataset.database.labels,
-        seed=seed,
-        learned=learned or {},
-    )
-
-
-def check_targets(
-    dataset: datasets.Dataset,
-    suite: Mapping[str, AttackSettings],
-    target_labels: np.ndarray | None,
-) -> np.ndarray:
-    """The target labels, all zero if there are none; ValueError if a targeted attack needs them."""
-    if target_labels is not None:
-        return target_labels
-    if targeted := [name for name, attack in suite.items() if attack.targeted]:
-        raise ValueError(f"attack {targeted[0]!r} is targeted and needs target_labels, got None")
-    return np.zeros_like(dataset.query.labels)
+# What is read of a record that is there.
+_FIELDS = {"metrics": dict, "images_saved": bool}
+Record = dict[str, Any]
 
 
 def evaluate(
@@ -128,7 +57,7 @@ def evaluate(
         dataset: gives train (the code bank), query and database.
         suite: the attacks by the name of their record.
         target_labels: `[num_queries, num_classes]`, one draw for all targeted attacks; None if
-            there is none for some query, and no attack of the suite is targeted.
+            the suite has none. Without them "benign" has no t-MAP.
         protocol: how to measure.
         folder: where the records go; its name is the model's.
         identity: what made the model, in JSON's types; part of each record's identity.
@@ -144,207 +73,172 @@ def evaluate(
     Raises:
         ArithmeticError: if an attacked image left the ball or [0, 1], or a code is not finite.
         OSError: if a record cannot be written, as on a full disk.
-        ValueError: if an image cannot be read, a record is no JSON, or an attack lacks the network
-            trained for it, or its target labels.
+        ValueError: if an image cannot be read, a record is damaged, an attack has no name for a
+            file or lacks the network trained for it, or an argument is wrong.
     """
-    check_suite(suite)
+    options.check_numbers(batch_size=batch_size, num_examples=num_examples)
+    judging.check_suite(suite, dataset, target_labels)
     folder = pathlib.Path(folder)
-    has_targets = target_labels is not None
-    target_labels = check_targets(dataset, suite, target_labels)
-    common = {"model": folder.name, **circumstances(dataset, protocol)}
-    # Hashed once: what all records share.
+    common = {"model": folder.name, **judging.common_fields(dataset, protocol)}
     shared = {
         "model": identity,
-        "data": dataset.fingerprint(),
-        "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
-        "common": common,
+        **judging.common_identity(dataset, target_labels, common),
         "examples": num_examples,
     }
-    plan = {"benign": folders.digest_of({**shared, "settings": None})}
-    for name, attack in suite.items():
-        trained = (learned or {}).get(attack.learned)
-        made_from = {"settings": attack.asdict(), "learned": trained and trained.identity}
-        plan[name] = folders.digest_of({**shared, **made_from})
+    plan = {
+        name: RecordFiles(folder, name, digest_of({**shared, **made_from}))
+        for name, made_from in _made_from(suite, learned or {}).items()
+    }
     records = {}
-    for name, digest in plan.items():
-        record = folders.finished(folder / f"{name}.json", digest)
-        if record is None or not (folder / f"{name}.npz").is_file():
-            continue
-        has_images = record["images_saved"] and _num_images(folder / name) == len(dataset.query)
-        if has_images or not (save_images and name in suite):
+    for name, place in plan.items():
+        with_images = save_images and name in suite
+        record = _finished(place, batch_size, len(dataset.query), with_images=with_images)
+        if record is not None:
             records[name] = record
-            # What a kill has left of an attack that is done, unless its images are not.
-            of_images = folders.parts_of(folder, name, digest, "png", batch_size)
-            folders.remove_parts(folder, name, None if has_images else of_images)
     if len(records) == len(plan):
         return records
 
-    known = attacker_knowledge(
-        encode_fn,
-        variables,
+    model = judging.prepare(
+        Encoder(encode_fn, variables),
         dataset,
         target_labels,
-        seed=protocol.seed,
+        protocol=protocol,
         batch_size=batch_size,
         learned=learned,
         progress=progress,
     )
-    common["protocol"]["num_bits"] = known.database_codes.shape[1]
+    common["protocol"]["num_bits"] = model.known.database_codes.shape[1]
+    common["num_unlabelled"] = judging.num_unlabelled(dataset)
     rows = np.linspace(0, len(dataset.query) - 1, min(num_examples, len(dataset.query)), dtype=int)
-
-    def store(name: str, codes: np.ndarray, images: np.ndarray, **fields: Any) -> None:
-        examples = _examples(dataset, known, rows, codes, images, targeted=fields["targeted"])
-        records[name] = {**common, "attack": name, **fields, "identity": plan[name]}
-        if jax.process_index() == 0:
-            # The record last: it says that all is there.
-            files.write_arrays(folder / f"{name}.npz", examples)
-            files.write_json(folder / f"{name}.json", records[name])
-
-    if "benign" not in records:
-        codes = np.asarray(hamming.binarize(known.soft_codes))
-        images = datasets.load_images(
-            dataset.query, rows, image_size=dataset.image_size, resize=dataset.resize
-        )
-        metrics, curves = _score(protocol, known, codes, targeted=False)
-        if has_targets:
-            target_metrics, target_curves = _score(protocol, known, codes, targeted=True)
-            metrics |= target_metrics
-            curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
-        store(
-            "benign",
-            codes,
-            images,
-            targeted=False,
-            metrics=metrics,
-            curves=curves,
-            perturbation=None,
-            settings=None,
-            images_saved=False,
-            seconds_per_image=None,
-        )
-    for name, attack in suite.items():
+    for name, place in plan.items():
         if name in records:
             continue
-        target_codes = attack.target_codes(known)
-        kind = "png" if save_images else "codes"
-        parts = folders.parts_of(folder, name, plan[name], kind, batch_size)
-        folders.begin(folder, name, parts, save_images=save_images)
-        result = attack_queries(
-            encode_fn,
-            variables,
-            batches_from(dataset, dataset.query, batch_size),
-            target_codes,
-            attack,
-            seed=protocol.seed,
-            example_rows=rows,
-            save=functools.partial(_save_image, folder / name) if save_images else None,
-            parts=parts / str(jax.process_index()),
-            title=f"attack {name}",
-            progress=progress,
-        )
-        metrics, curves = _score(protocol, known, result.codes, targeted=attack.targeted)
-        metrics |= _bounds(protocol, known, target_codes, result, targeted=attack.targeted)
-        store(
-            name,
-            result.codes,
-            result.examples / np.float32(255),
-            targeted=attack.targeted,
-            metrics=metrics,
-            curves=curves,
-            perturbation=result.perturbation,
-            settings=attack.asdict(),
-            images_saved=save_images,
-            seconds_per_image=result.seconds_per_image,
-        )
-        folders.remove_parts(folder, name)
+        if name in suite:
+            fields, arrays = _under_attack(model, suite[name], place, rows, save_images)
+        else:
+            fields, arrays = _without_attack(model, place, rows)
+        records[name] = {**common, "attack": name, **fields, "identity": place.identity}
+        if jax.process_index() == 0:
+            # The record last: it says that all is there.
+            files.write_arrays(place.arrays, arrays)
+            files.write_json(place.record, records[name])
+        place.remove_unfinished()
     return {name: records[name] for name in plan}
 
 
-def circumstances(dataset: datasets.Dataset, protocol: Protocol) -> dict[str, Any]:
-    """What all records of a run say of how they were made."""
-    return {
-        "protocol": {
-            "dataset": dataset.name,
-            "num_queries": len(dataset.query),
-            "num_database": len(dataset.database),
-            "num_train": len(dataset.train),
-            "num_classes": dataset.num_classes,
-            "image_size": dataset.image_size,
-            "base_rate": datasets.relevant_share(dataset.query.labels, dataset.database.labels),
-            **dataclasses.asdict(protocol),
-        },
-        "version": metadata.version("saat-jax"),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+def _made_from(
+    suite: Mapping[str, AttackSettings], learned: Mapping[str, Learned]
+) -> dict[str, dict[str, Any]]:
+    """What each record is made from beside what all share, by name."""
+    made_from: dict[str, dict[str, Any]] = {judging.BENIGN: {"settings": None}}
+    for name, attack in suite.items():
+        network = learned.get(attack.learned)
+        made_from[name] = {"settings": attack.asdict(), "learned": network and network.identity}
+    return made_from
+
+
+def _finished(
+    place: RecordFiles, batch_size: int, num_queries: int, *, with_images: bool
+) -> Record | None:
+    """A record that is there with all that belongs to it, or None."""
+    record = place.read(_FIELDS)
+    if record is None or not place.arrays.is_file():
+        return None
+    num_images = sum(1 for _ in place.images.glob("*.png"))
+    has_images = record["images_saved"] and num_images == num_queries
+    if with_images and not has_images:
+        return None
+    # What a kill has left of an attack that is done, unless its images are not.
+    place.remove_unfinished(None if has_images else place.unfinished("png", batch_size))
+    return record
+
+
+def _without_attack(
+    model: JudgedModel, place: RecordFiles, rows: np.ndarray
+) -> tuple[Record, dict[str, np.ndarray]]:
+    """The fields and the arrays of the record of a model without an attack."""
+    place.make_room()
+    metrics, curves = model.scores(model.benign_codes, targeted=False)
+    if model.known.target_labels is not None:
+        target_metrics, target_curves = model.scores(model.benign_codes, targeted=True)
+        metrics |= target_metrics
+        curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
+    fields = {
+        "targeted": False,
+        "metrics": metrics,
+        "curves": curves,
+        "perturbation": None,
+        "settings": None,
+        "images_saved": False,
+        "seconds_per_image": None,
     }
+    images = _load(model.dataset, model.dataset.query, rows)
+    return fields, _examples(model, rows, model.benign_codes, images, targeted=False)
 
 
-def metric_of(targeted: bool) -> str:
-    """The name of the metric of an attack."""
-    return "t_map" if targeted else "map"
-
-
-def map_of(protocol: Protocol, known: AttackerKnowledge, codes: Any, targeted: bool) -> float:
-    """MAP, or t-MAP if targeted, of the queries' codes."""
-    return protocol.map_at_k(
-        np.asarray(codes), known.database_codes, known.labels_for(targeted), known.database_labels
+def _under_attack(
+    model: JudgedModel,
+    settings: AttackSettings,
+    place: RecordFiles,
+    rows: np.ndarray,
+    save_images: bool,
+) -> tuple[Record, dict[str, np.ndarray]]:
+    """The fields and the arrays of the record of an attack."""
+    target_codes = settings.target_codes(model.known)
+    unfinished = place.unfinished("png" if save_images else "codes", model.batch_size)
+    place.make_room(unfinished, save_images=save_images)
+    result = model.attack(
+        settings,
+        target_codes,
+        example_rows=rows,
+        save=functools.partial(_save_image, place.images) if save_images else None,
+        parts=unfinished / str(jax.process_index()),
+        title=f"attack {place.name}",
     )
-
-
-def _score(
-    protocol: Protocol, known: AttackerKnowledge, codes: np.ndarray, *, targeted: bool
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """MAP or t-MAP of the queries' codes, and its curves."""
-    curves = protocol.curves(
-        codes, known.database_codes, known.labels_for(targeted), known.database_labels
-    )
-    return {metric_of(targeted): map_of(protocol, known, codes, targeted)}, curves
-
-
-def _bounds(
-    protocol: Protocol,
-    known: AttackerKnowledge,
-    target_codes: TargetCodes,
-    result: AttackResult,
-    *,
-    targeted: bool,
-) -> dict[str, float]:
-    """What the attack reaches as 8-bit images, and what it would at best."""
-    metric = metric_of(targeted)
-    metrics = {f"{metric}_8bit": map_of(protocol, known, result.rounded_codes, targeted)}
+    targeted = settings.targeted
+    metrics, curves = model.scores(result.codes, targeted=targeted)
+    # What the attack reaches as 8-bit images, and what it would at best.
+    metric = judging.metric_of(targeted)
+    metrics[f"{metric}_8bit"] = model.map_at_k(result.rounded_codes, targeted=targeted)
     if target_codes.theory is not None:
-        metrics[f"theory_{metric}"] = map_of(protocol, known, target_codes.theory, targeted)
-    return metrics
+        metrics[f"theory_{metric}"] = model.map_at_k(target_codes.theory, targeted=targeted)
+    fields = {
+        "targeted": targeted,
+        "metrics": metrics,
+        "curves": curves,
+        "perturbation": result.perturbation,
+        "settings": settings.asdict(),
+        "images_saved": save_images,
+        "seconds_per_image": result.seconds_per_image,
+    }
+    images = result.examples / np.float32(255)
+    return fields, _examples(model, rows, result.codes, images, targeted=targeted)
 
 
 def _examples(
-    dataset: datasets.Dataset,
-    known: AttackerKnowledge,
-    rows: np.ndarray,
-    codes: np.ndarray,
-    images: np.ndarray,
-    *,
-    targeted: bool,
+    model: JudgedModel, rows: np.ndarray, codes: np.ndarray, images: np.ndarray, *, targeted: bool
 ) -> dict[str, np.ndarray]:
     """Some queries, as handed to the system, with what they retrieve first."""
+    dataset, known = model.dataset, model.known
     distances = np.asarray(hamming.hamming_distance(codes[rows], known.database_codes))
     top = np.argsort(distances, axis=1, kind="stable")[:, :_TOP]
-    load = functools.partial(
-        datasets.load_images, image_size=dataset.image_size, resize=dataset.resize
-    )
-    found = load(dataset.database, top.ravel()).reshape(*top.shape, *images.shape[1:])
-    relevant = (
-        np.einsum("qc,qtc->qt", known.labels_for(targeted)[rows], known.database_labels[top]) > 0
-    )
+    found = _load(dataset, dataset.database, top.ravel()).reshape(*top.shape, *images.shape[1:])
+    wanted = known.labels_for(targeted)[rows]
+    # Without targets an example has none: no label is set.
+    targets = 0 * known.labels if known.target_labels is None else known.target_labels
     return {
         "images": images,
-        "benign_images": load(dataset.query, rows),
+        "benign_images": _load(dataset, dataset.query, rows),
         "top_images": np.round(found * 255).astype(np.uint8),
-        "top_relevant": relevant,
-        "labels": dataset.query.labels[rows] > 0,
-        "target_labels": known.target_labels[rows] > 0,
+        "top_relevant": np.einsum("qc,qtc->qt", wanted, known.database_labels[top]) > 0,
+        "labels": known.labels[rows] > 0,
+        "target_labels": targets[rows] > 0,
         "class_names": np.array(dataset.class_names),
     }
+
+
+def _load(dataset: datasets.Dataset, split: datasets.Split, rows: np.ndarray) -> np.ndarray:
+    return datasets.load_images(split, rows, image_size=dataset.image_size, resize=dataset.resize)
 
 
 def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
@@ -352,7 +246,3 @@ def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
 
     with files.replacing(folder / f"{row:06d}.png") as temporary:
         Image.fromarray(image).save(temporary, format="png")
-
-
-def _num_images(folder: pathlib.Path) -> int:
-    return sum(1 for _ in folder.glob("*.png"))

@@ -1,6 +1,5 @@
 """The transfer matrix: images crafted on each model, judged by all."""
 
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from saat_jax import datasets, files, hamming
-from saat_jax.evaluation import folders
-from saat_jax.evaluation.crafting import Encoder, attack_queries
-from saat_jax.evaluation.methods import AttackSettings, Learned, check_suite
+from saat_jax import datasets, files, options
+from saat_jax.evaluation import judging
+from saat_jax.evaluation.crafting import Encoder
+from saat_jax.evaluation.judging import JudgedModel
+from saat_jax.evaluation.methods import AttackSettings, Learned
 from saat_jax.evaluation.protocol import Protocol
-from saat_jax.evaluation.records import (
-    attacker_knowledge,
-    batches_from,
-    check_targets,
-    circumstances,
-    map_of,
-    metric_of,
-)
+from saat_jax.evaluation.record_files import RecordFiles, digest_of
+
+# What is read of a table that is there.
+_FIELDS = {"benign": dict, "matrix": dict}
 
 
 def transfer(
@@ -40,7 +36,8 @@ def transfer(
 
     One file for each attack, `<folder>/<attack>.json`; its "matrix" maps source and target to
     the metric, "benign" maps target to that of untouched queries. What was there with the same
-    identity is not made again, source by source.
+    identity is not made again, source by source; a table of other settings is kept in
+    `<folder>/earlier/`.
 
     Args:
         models: the models by name; their codes may differ in length.
@@ -63,76 +60,78 @@ def transfer(
     Reference:
         ProS-GAN, Tables 3 and 5 to 7.
     """
-    check_suite(suite)
-    folder = pathlib.Path(folder)
-    target_labels = check_targets(dataset, suite, target_labels)
-    known = {
-        name: attacker_knowledge(
-            *model,
+    options.check_numbers(batch_size=batch_size)
+    judging.check_suite(suite, dataset, target_labels)
+    learned = learned or {}
+    judged = {
+        name: judging.prepare(
+            encoder,
             dataset,
             target_labels,
-            seed=protocol.seed,
+            protocol=protocol,
             batch_size=batch_size,
-            learned=(learned or {}).get(name),
+            learned=learned.get(name),
             progress=progress,
         )
-        for name, model in models.items()
+        for name, encoder in models.items()
     }
-    common = circumstances(dataset, protocol)
+    common = judging.common_fields(dataset, protocol)
     shared = {
         "models": dict(identities),
-        "data": dataset.fingerprint(),
-        "targets": hashlib.sha256(target_labels.tobytes()).hexdigest(),
-        "common": common,
+        **judging.common_identity(dataset, target_labels, common),
     }
+    told = {**common, "num_unlabelled": judging.num_unlabelled(dataset)}
     tables = {}
     for name, attack in suite.items():
         trained = {
-            model: networks_of[attack.learned].identity
-            for model, networks_of in (learned or {}).items()
-            if attack.learned in networks_of
+            model: trained_on[attack.learned].identity
+            for model, trained_on in learned.items()
+            if attack.learned in trained_on
         }
-        digest = folders.digest_of({**shared, "settings": attack.asdict(), "learned": trained})
-        path = folder / f"{name}.json"
-        table = folders.finished(path, digest) or {
-            **common,
-            "attack": name,
-            "metric": metric_of(attack.targeted),
-            "settings": attack.asdict(),
-            "benign": {
-                target: map_of(
-                    protocol, known[target], hamming.binarize(k.soft_codes), attack.targeted
-                )
-                for target, k in known.items()
-            },
-            "matrix": {},
-            "identity": digest,
-        }
-        for source, (encode_fn, variables) in models.items():
-            if source in table["matrix"]:
-                continue
-            crafted_on = folders.digest_of({"matrix": digest, "source": source})
-            parts = folders.parts_of(folder, name, crafted_on, "codes", batch_size)
-            folders.begin(folder, name, parts)
-            result = attack_queries(
-                encode_fn,
-                variables,
-                batches_from(dataset, dataset.query, batch_size),
-                attack.target_codes(known[source]),
-                attack,
-                seed=protocol.seed,
-                others={target: model for target, model in models.items() if target != source},
-                parts=parts / str(jax.process_index()),
-                title=f"attack {name} on {source}",
-                progress=progress,
-            )
-            codes = {**result.transferred, source: result.codes}
-            table["matrix"][source] = {
-                target: map_of(protocol, known[target], codes[target], attack.targeted)
-                for target in models
-            }
-            if jax.process_index() == 0:
-                files.write_json(path, table)
-        folders.remove_parts(folder, name)
-        tables[name] = table
+        digest = digest_of({**shared, "settings": attack.asdict(), "learned": trained})
+        place = RecordFiles(pathlib.Path(folder), name, digest)
+        tables[name] = _table(judged, attack, place, told)
     return tables
+
+
+def _table(
+    judged: Mapping[str, JudgedModel],
+    attack: AttackSettings,
+    place: RecordFiles,
+    common: dict[str, Any],
+) -> dict[str, Any]:
+    """The matrix of an attack, stored after each source."""
+    targeted = attack.targeted
+    table = place.read(_FIELDS) or {
+        **common,
+        "attack": place.name,
+        "metric": judging.metric_of(targeted),
+        "settings": attack.asdict(),
+        "benign": {
+            target: model.map_at_k(model.benign_codes, targeted=targeted)
+            for target, model in judged.items()
+        },
+        "matrix": {},
+        "identity": place.identity,
+    }
+    for source, model in judged.items():
+        if source in table["matrix"]:
+            continue
+        crafted_on = digest_of({"matrix": place.identity, "source": source})
+        unfinished = place.unfinished("codes", model.batch_size, crafted_on)
+        place.make_room(unfinished)
+        result = model.attack(
+            attack,
+            attack.target_codes(model.known),
+            others={name: other.encoder for name, other in judged.items() if name != source},
+            parts=unfinished / str(jax.process_index()),
+            title=f"attack {place.name} on {source}",
+        )
+        codes = {**result.transferred, source: result.codes}
+        table["matrix"][source] = {
+            target: judged[target].map_at_k(codes[target], targeted=targeted) for target in judged
+        }
+        if jax.process_index() == 0:
+            files.write_json(place.record, table)
+    place.remove_unfinished()
+    return table
