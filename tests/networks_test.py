@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import zipfile
 from typing import Any
 
 import flax
@@ -847,10 +848,10 @@ def test_exported_names_worked_by_hand():
 def test_part_of_the_weights_is_reported():
     donor, variables = _random_variables(SMALL), _small_variables()
     weights = _torch_layout(donor)
-    given = {"conv.0.weight": weights["conv.0.weight"].astype(np.float16), "fc.bias": np.ones(3)}
+    given = {"conv.0.weight": weights["conv.0.weight"].astype(np.float16)}
     loaded, report = networks.load_torch_weights(variables, given)
     assert report.loaded == ("conv.0.weight",)
-    assert report.unused == ("fc.bias",)
+    assert report.unused == ()
     assert set(report.left_random) == set(weights) - {"conv.0.weight"}
     kernel = loaded["params"]["conv_0"]["kernel"]
     assert kernel.dtype == jnp.float32
@@ -860,6 +861,137 @@ def test_part_of_the_weights_is_reported():
     )
     # The variables given are not changed.
     assert np.any(variables["params"]["conv_0"]["kernel"] != kernel)
+    # With tensors left over, what is missing may be among them under another name.
+    for name, message in (
+        ("head.bias", r"no tensor was found for .*hash.bias.* 1 have no place.* head.bias"),
+        ("fc.bias", r"fc.bias has shape \(3,\), the network expects \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            networks.load_torch_weights(variables, given | {name: np.ones(3)})
+
+
+# By network, the names of the hash layer elsewhere.
+HASH_LAYERS = {
+    "alexnet": ("hash_layer.6", "hash_layer.0", "hash_layer", "fc", "fc.0", "hash_fc"),
+    "vgg11_bn": ("hash_fc", "hash_layer", "head.fc"),
+    "resnet18": ("fc", "fc.0", "hash_fc.0", "hash_layer.0"),
+}
+ELSEWHERE = [(name, other) for name, others in HASH_LAYERS.items() for other in others]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "net.", "_orig_mod.", "0.", "0.module."]
+)
+@pytest.mark.parametrize("wrapper", ["", "model_state_dict", "net", "state_dict_ema"])
+def test_what_wraps_a_network_is_no_part_of_its_names(prefix, wrapper):
+    donor = _random_variables(SMALL)
+    weights = {f"{prefix}{name}": value for name, value in _torch_layout(donor).items()}
+    given = {wrapper: weights, "epoch": 3} if wrapper else weights
+    loaded, report = networks.load_torch_weights(_small_variables(), given)
+    _assert_equal_trees(loaded, donor)
+    assert report.left_random == report.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "elsewhere"), [(k, v) for k in HASH_LAYERS for v in HASH_LAYERS[k]]
+)
+def test_hash_layers_of_other_projects_find_their_place(name, elsewhere):
+    model = _tiny(name)
+    donor = _random_variables(model)
+    own = {"alexnet": "classifier.6", "vgg11_bn": "hash_layer"}.get(name, "hash_layer")
+    own = own if f"{own}.weight" in _torch_layout(donor) else "classifier.6"
+    weights = {k.replace(f"{own}.", f"{elsewhere}."): v for k, v in _torch_layout(donor).items()}
+    loaded, report = networks.load_torch_weights(_shapes(model, 64), weights)
+    _assert_equal_trees(loaded, donor)
+    assert report.left_random == report.unused == ()
+
+
+def test_a_normalised_hash_layer_without_bias_is_folded():
+    model = _tiny("resnet18")
+    donor = _random_variables(model)
+    weights = _torch_layout(donor)
+    bias, weight = weights.pop("hash_layer.bias"), weights.pop("hash_layer.weight")
+    rng = np.random.default_rng(0)
+    mean, var, scale = (rng.random(len(bias), np.float32) + 0.5 for _ in range(3))
+    after = dict(running_mean=mean, running_var=var, weight=scale, bias=bias)
+    weights |= {"hash_fc.0.weight": weight}
+    loaded, _ = networks.load_torch_weights(_shapes(model, 64), weights)
+    layer = loaded["params"]["hash_layer"]
+    np.testing.assert_array_equal(layer["kernel"], weight.T)
+    assert not np.any(layer["bias"])
+    weights |= {f"hash_fc.1.{leaf}": value for leaf, value in after.items()}
+    loaded, report = networks.load_torch_weights(_shapes(model, 64), weights)
+    assert report.left_random == report.unused == ()
+    layer = loaded["params"]["hash_layer"]
+    x = rng.random((3, weight.shape[1]), np.float32)
+    expected = (x @ weight.T - mean) / np.sqrt(var + 1e-5) * scale + bias
+    np.testing.assert_allclose(x @ layer["kernel"] + layer["bias"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torchvision_layout_names_the_hash_layer_fc():
+    weights = networks.to_torch_weights(_random_variables(_tiny("resnet18")), layout="torchvision")
+    assert "fc.weight" in weights and not any("hash" in k or "feature_layers" in k for k in weights)
+    with pytest.raises(ValueError, match="unknown layout 'timm'"):
+        networks.to_torch_weights({}, layout="timm")
+
+
+def _damage(path, what):
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "half": whole[: len(whole) // 2],
+            "text": b"weights\n",
+            "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+            "a web page": b"<!DOCTYPE html>",
+        }[what]
+    )
+
+
+@pytest.mark.parametrize("what", ["empty", "half", "text", "a Git LFS pointer", "a web page"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".pth.tar", ".bin", ".ckpt"])
+def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, what):
+    sound = tmp_path / "sound.npz"
+    networks.save_torch_weights(sound, _small_variables())
+    path = sound.rename(tmp_path / f"w{suffix}")
+    _damage(path, what)
+    fault = "damaged or cut short" if what == "half" else f"is {what}, not a"
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} .*{fault}"):
+        networks.load_torch_weights(_small_variables(), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.int8), "must be of 16-, 32- or 64-bit floats, got int8"),
+        (lambda x: x > 0, "got bool"),
+        (lambda x: x.astype(np.complex64), "got complex64"),
+        (lambda x: x.astype(str), "got str"),
+        (lambda x: np.full_like(x, np.nan), "NaN or infinite"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, change, message):
+    weights = _torch_layout(_small_variables())
+    np.savez(tmp_path / "w.npz", **weights | {"hash.weight": change(weights["hash.weight"])})
+    with pytest.raises(ValueError, match=rf"w\.npz: hash.weight .*{message}"):
+        networks.load_torch_weights(_small_variables(), tmp_path / "w.npz")
+
+
+def test_what_has_no_place_is_not_read(tmp_path):
+    # Its header promises 4 GB.
+    weights = _torch_layout(_small_variables())
+    path = tmp_path / "w.npz"
+    np.savez(path, **weights)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**30,)}
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("bomb.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(2**20))
+    loaded, report = networks.load_torch_weights(_small_variables(), path)
+    _assert_equal_trees(loaded, _small_variables())
+    assert report.unused == ("bomb",)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
@@ -905,16 +1037,16 @@ def test_two_names_of_one_tensor_must_agree():
 def test_unfit_weights_are_refused(tmp_path):
     variables = _small_variables()
     weights = _torch_layout(variables)
-    with pytest.raises(ValueError, match=r"hash.weight has shape \(6, 9\).*\(6, 4\).*num_bits"):
+    with pytest.raises(ValueError, match=r"hash.weight has shape \(9, 6\).*\(4, 6\).*num_bits"):
         networks.load_torch_weights(variables, weights | {"hash.weight": np.ones((9, 6))})
-    with pytest.raises(ValueError, match=r"conv.0.weight has shape \(5, 5, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"conv.0.weight has shape \(4, 3, 5, 5\)"):
         networks.load_torch_weights(variables, weights | {"conv.0.weight": np.ones((4, 3, 5, 5))})
-    with pytest.raises(ValueError, match=r"no tensor fits.*'fc.weight'.*'conv.0.bias'|conv.0"):
-        networks.load_torch_weights(variables, {"fc.weight": np.ones((4, 6))})
+    with pytest.raises(ValueError, match="no tensor fits; it holds other.weight, and"):
+        networks.load_torch_weights(variables, {"other.weight": np.ones((4, 6))})
     for name in ("weights.h5", "weights"):
         with pytest.raises(ValueError, match=rf"file of weights of kind .*'\.npz'.*, got .*{name}"):
             networks.load_torch_weights(variables, tmp_path / name)
-        with pytest.raises(ValueError, match=rf"expected a file of kind .*'\.npz'.*, got .*{name}"):
+        with pytest.raises(ValueError, match=rf"file of weights of kind .*'\.npz'.*, got .*{name}"):
             networks.save_torch_weights(tmp_path / name, variables)
     with pytest.raises(ValueError, match=r"nosuch\.pth, which does not exist"):
         networks.load_torch_weights(variables, tmp_path / "nosuch.pth")
@@ -931,7 +1063,8 @@ def test_pickled_objects_are_refused(tmp_path):
 def test_without_pytorch_its_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     path = tmp_path / "model.pth"
-    path.touch()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
     with pytest.raises(ValueError, match="needs the package 'torch': pip install torch, or use"):
         networks.load_torch_weights(_small_variables(), path)
     with pytest.raises(ValueError, match=r"model.pth needs the package 'torch'"):

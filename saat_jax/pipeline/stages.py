@@ -168,7 +168,7 @@ def train_hash(run: Run) -> None:
         )
         if weights:
             variables, report = networks.load_torch_weights(variables, weights)
-            print(f"weights: loaded {len(report.loaded)} tensors, {report}")
+            print(f"weights: {report}")
         state = parts.first_objective_state(run.objective, config, data.train.labels)
         return defenses.init_state(variables, optimizer, state)
 
