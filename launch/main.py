@@ -57,16 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="FILE[:VARIANT] or NAME[:VARIANT]")
     add("--workdir", required=True, help="folder of the run; made if absent")
-    add(
-        "--compilation_cache",
-        default=".jax_cache",
-        help="folder for compiled programs; empty for none",
-    )
-    add(
-        "--distributed",
-        action="store_true",
-        help="this is one of several processes; Slurm and pods are detected",
-    )
+    add("--compilation_cache", default=".jax_cache", help="folder for compiled programs, or empty")
+    add("--distributed", action="store_true", help="one of several processes, such as Slurm's")
     add("--coordinator", help="ADDRESS:PORT of the first process, where the job is not detected")
     add("--num_processes", type=int, help="how many processes there are")
     add("--process_id", type=int, help="which of them this is, from 0")

@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import re
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -106,37 +107,34 @@ def set_field(config: ml_collections.ConfigDict, name: str, text: str | None) ->
         section, place = section[part], f"{place}.{part}"
         if not isinstance(section, ml_collections.ConfigDict):
             raise ValueError(f"{place} is a value and has no field {field!r}")
-    if sections == ["objective"]:
-        _add_option(section, field)
-    _check_field(section, place, field)
+    more = _objective_options(section) if sections == ["objective"] else {}
+    _check_field(section, place, field, more)
     place = f"{place}.{field}"
     if text is None:
         raise ValueError(f"--{place} needs a value: --{place}=VALUE")
+    if field not in section:
+        kind = float if more[field] is None else type(more[field])
+        with section.unlocked():
+            section[field] = config_dict.FieldReference(more[field], kind)
     section[field] = parse_value(place, text, section.get_type(field), section[field])
 
 
-def _add_option(section: ml_collections.ConfigDict, name: str) -> None:
-    """Adds a field that the objective declares, where a config leaves it out."""
+def _objective_options(section: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields that the section of an objective may have beside its name, with defaults."""
     # Here since it imports JAX, which takes a second.
     from saat_jax import objectives, options
 
-    declared = options.declared(objectives.OBJECTIVES.look_up(section.name))
-    if name not in section and name not in declared:
-        raise ValueError(
-            f"objective {section.name!r} has no option {name!r}; it has {sorted(declared)}"
-        )
-    if name not in section:
-        default = declared[name]
-        kind = float if default is None else type(default)
-        with section.unlocked():
-            section[name] = config_dict.FieldReference(default, kind)
+    return options.declared(objectives.OBJECTIVES.look_up(str(section.get("name"))))
 
 
-def _check_field(section: ml_collections.ConfigDict, place: str, name: str) -> None:
-    if name not in section:
-        close = difflib.get_close_matches(name, section, n=1)
+def _check_field(
+    section: ml_collections.ConfigDict, place: str, name: str, more: Iterable[str] = ()
+) -> None:
+    known = sorted({*section, *more})
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{place} has no field {name!r}; it has {sorted(section)}{hint}")
+        raise ValueError(f"{place} has no field {name!r}; it has {known}{hint}")
 
 
 def _number(text: str) -> float:
