@@ -233,7 +233,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     assert grids == ["step_0000000.png", "step_0000006.png"]
     for name in ("tha", "prosgan"):
         record = json.loads((workdir / "records" / "pretrained" / f"{name}.json").read_text())
-        assert record["metrics"].keys() == {"t_map", "t_map_8bit", "theory_t_map"}
+        assert record["metrics"].keys() >= {"t_map", "t_map_8bit", "theory_t_map"}
     # Nothing in a ball of its own: the record says so.
     assert record["settings"]["epsilon"] is None
     assert record["perturbation"]["linf"] > 8 / 255
