@@ -12,15 +12,15 @@ a vote needs: a `GroupedBank` keeps them, and its votes cost the same for a bank
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-import chex
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import hamming
+from saat_jax import hamming, options
+from saat_jax.labels import check_labels
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
@@ -33,10 +33,8 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 def check_options(*, weighting: str = "similarity", ties: str = "positive") -> None:
     """Refuses an unknown `weighting` or `ties` with a ValueError that names the known."""
-    if weighting not in ("similarity", "count"):
-        raise ValueError(f'weighting must be "similarity" or "count", got {weighting!r}')
-    if ties not in ("positive", "zero"):
-        raise ValueError(f'ties must be "positive" or "zero", got {ties!r}')
+    options.check_word("weighting", weighting, get_args(Weighting))
+    options.check_word("ties", ties, get_args(Ties))
 
 
 def _round(votes: ArrayLike, ties: Ties) -> Array:
@@ -74,9 +72,9 @@ def group_bank(code_bank: ArrayLike, bank_labels: ArrayLike) -> GroupedBank:
         bank_labels: `[bank_size, num_classes]` multi-hot.
 
     Raises:
-        ValueError: if a label is neither 0 nor 1.
+        ValueError: if these are no codes and labels, or a label is neither 0 nor 1.
     """
-    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
+    _check_bank(code_bank, bank_labels)
     bank_labels = np.asarray(bank_labels)
     multi_hot = bank_labels > 0
     if np.any(multi_hot != bank_labels):
@@ -121,6 +119,18 @@ def refresh_rows(bank: GroupedBank, codes: Array, index: Array) -> GroupedBank:
     )
 
 
+def _check_bank(code_bank: ArrayLike, bank_labels: ArrayLike) -> None:
+    """Refuses what is no code bank, by argument."""
+    hamming.check_codes("code_bank", code_bank)
+    check_labels("bank_labels", bank_labels)
+    options.check_shapes(
+        code_bank=(code_bank, "bank_size num_bits"),
+        bank_labels=(bank_labels, "bank_size num_classes"),
+    )
+    if not code_bank.size:
+        raise ValueError(f"code_bank must hold codes, got none: its shape is {code_bank.shape}")
+
+
 def _countable(codes: Array) -> Array:
     """Codes with a one at the end of each row, so that a sum of rows counts them too."""
     return jnp.pad(codes.astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1)
@@ -131,33 +141,35 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 def _tallies(
-    code_bank: ArrayLike | GroupedBank, bank_labels: ArrayLike | None
-) -> tuple[Array, Array, list[tuple[Array, Array, float]]]:
-    """(labels, sums) of a bank's groups, and (labels / norm, sums, norm) of blocks of them.
+    labels: ArrayLike, code_bank: ArrayLike | GroupedBank, bank_labels: ArrayLike | None
+) -> tuple[Array, Array, Array, list[tuple[Array, Array, float]]]:
+    """The examples' labels, checked and as floats: a product of booleans would be a logical one,
+    and one of small integers would overflow; (labels, sums) of a bank's groups, and
+    (labels / norm, sums, norm) of blocks of them.
 
     The norm of a block is that of all its labels, if they are grouped: what is summed before
     dividing by it are integers, and exact. Else each row is a group, and its norm divided out.
     """
     if isinstance(code_bank, GroupedBank):
-        labels, sums, ends = code_bank.labels, code_bank.sums, code_bank.ends
+        known, sums, ends = code_bank.labels, code_bank.sums, code_bank.ends
         blocks = [
-            (labels[start:end], sums[start:end], max(size, 1) ** 0.5)
+            (known[start:end], sums[start:end], max(size, 1) ** 0.5)
             for size, (start, end) in enumerate(itertools.pairwise((0, *ends)))
             if start < end
         ]
-        return labels, sums, blocks
-    if bank_labels is None:
-        raise ValueError("a code bank needs its bank_labels; only a grouped bank holds its own")
-    chex.assert_rank([code_bank, bank_labels], 2)
-    chex.assert_equal_shape_prefix([code_bank, bank_labels], 1)
-    labels, sums = jnp.asarray(bank_labels, jnp.float32), _countable(jnp.asarray(code_bank))
-    norms = jnp.linalg.norm(labels, axis=1, keepdims=True)
-    return labels, sums, [(labels / jnp.where(norms > 0, norms, 1), sums, 1.0)]
+    else:
+        if bank_labels is None:
+            raise ValueError("a code bank needs its bank_labels; only a grouped bank holds its own")
+        _check_bank(code_bank, bank_labels)
+        known, sums = jnp.asarray(bank_labels, jnp.float32), _countable(jnp.asarray(code_bank))
+        norms = jnp.linalg.norm(known, axis=1, keepdims=True)
+        blocks = [(known / jnp.where(norms > 0, norms, 1), sums, 1.0)]
+    check_labels("labels", labels, num_classes=known.shape[1])
+    return jnp.asarray(labels, jnp.float32), known, sums, blocks
 
 
 def _overlap(labels: Array, bank_labels: Array) -> Array:
     """How many labels an example and a group share. `[batch, num_groups]`"""
-    chex.assert_rank([labels, bank_labels], 2)
     return _matmul(labels, bank_labels.T)
 
 
@@ -198,15 +210,13 @@ def mainstay_votes(
         arithmetic; else rounding may decide it, unless all bank rows have one label.
 
     Raises:
-        ValueError: if `weighting` is unknown, or labels are missing.
+        ValueError: if `weighting` is unknown, or codes or labels are missing or none.
 
     Reference:
         SAAT, Section III-C, Theorem 1 and Eq. 11.
     """
     check_options(weighting=weighting)
-    # A product of booleans would be a logical one, and one of small integers would overflow.
-    labels = jnp.asarray(labels, jnp.float32)
-    bank_labels, sums, blocks = _tallies(code_bank, bank_labels)
+    labels, bank_labels, sums, blocks = _tallies(labels, code_bank, bank_labels)
     far = _add_up(_overlap(labels, bank_labels) == 0, sums)
     # Linear in the bank's labels: no matrix of examples by rows is needed.
     near = [(_matmul(labels, _matmul(unit.T, part)), norm) for unit, part, norm in blocks]
@@ -287,8 +297,7 @@ def consensus_codes(
     Reference:
         The theory attack of SDHA in the code released with SAAT.
     """
-    labels = jnp.asarray(labels, jnp.float32)
-    bank_labels, sums, _ = _tallies(code_bank, bank_labels)
+    labels, bank_labels, sums, _ = _tallies(labels, code_bank, bank_labels)
     votes = _add_up(_overlap(labels, bank_labels) > 0, sums)[:, :-1]
     return _round_whole(votes, ties)
 
@@ -310,8 +319,7 @@ def center_votes(
     Reference:
         CgAT as released, which computes similarities as weights but does not use them.
     """
-    labels = jnp.asarray(labels, jnp.float32)
-    bank_labels, sums, _ = _tallies(code_bank, bank_labels)
+    labels, bank_labels, sums, _ = _tallies(labels, code_bank, bank_labels)
     overlap = _overlap(labels, bank_labels)
     near, far = _add_up(overlap > 0, sums), _add_up(overlap == 0, sums)
     num_near, num_far = near[:, -1:], far[:, -1:]
@@ -385,6 +393,11 @@ def anchor_codes(
         DHTA: Bai et al., Targeted attack for deep hashing based retrieval, ECCV 2020.
     """
     check_options(ties=ties)
+    options.check_numbers(num_codes=num_codes)
+    if not isinstance(seed, Array):
+        options.check_numbers(seed=seed)
+    _check_bank(code_bank, bank_labels)
+    check_labels("labels", labels, num_classes=bank_labels.shape[1])
     found: dict[bytes, list[int]] = {}
     for bank_row, label in enumerate(np.asarray(bank_labels) > 0):
         found.setdefault(label.tobytes(), []).append(bank_row)

@@ -333,9 +333,10 @@ def check_numbers(place: str = "", /, **numbers: Any) -> None:
     """
     for name, value in numbers.items():
         where = f"{place}{'.' * bool(place)}{name}"
-        if isinstance(value, Mapping):
+        allowed = range_of(name)
+        if isinstance(value, Mapping) and not allowed:
             check_numbers(where, **value)
-        elif allowed := range_of(name):
+        elif allowed:
             for number in value if isinstance(value, list | tuple) else (value,):
                 if number is not None:
                     _refuse(where, allowed.problem(number))

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from saat_jax import hamming, networks, objectives
+from saat_jax import hamming, networks, objectives, options
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
@@ -80,10 +80,9 @@ class ProsganPrototypeNet(ThaPrototypeNet):
 
 
 # The networks a config may name.
-PROTOTYPE_NETS: dict[str, type[ThaPrototypeNet]] = {
-    "prosgan": ProsganPrototypeNet,
-    "tha": ThaPrototypeNet,
-}
+PROTOTYPE_NETS: options.Choices[type[ThaPrototypeNet]] = options.Choices(
+    "prototype net", {"prosgan": ProsganPrototypeNet, "tha": ThaPrototypeNet}
+)
 
 
 def create_prototype_net(
@@ -104,13 +103,16 @@ def create_prototype_net(
         semantics_width: units of the second.
 
     Raises:
-        ValueError: if there is no such network.
+        ValueError: if there is no such network, or a number is out of its range.
     """
-    if name not in PROTOTYPE_NETS:
-        raise ValueError(
-            f"unknown prototype net {name!r}; expected one of {sorted(PROTOTYPE_NETS)}"
-        )
-    return PROTOTYPE_NETS[name](num_bits, num_classes, hidden_width, semantics_width)
+    sizes: dict[str, Any] = dict(
+        num_bits=num_bits,
+        num_classes=num_classes,
+        hidden_width=hidden_width,
+        semantics_width=semantics_width,
+    )
+    options.check_numbers(**sizes)
+    return PROTOTYPE_NETS.look_up(name)(**sizes)
 
 
 def encode_labels(
@@ -240,10 +242,8 @@ def prototype_loss(
     Reference:
         THA; ProS-GAN, Eq. 3.
     """
-    if pairs not in ("circle", "likelihood"):
-        raise ValueError(f'pairs must be "circle" or "likelihood", got {pairs!r}')
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    options.check_word("pairs", pairs, ("circle", "likelihood"))
+    options.check_word("reduction", reduction, ("mean", "sum"))
     reduce = jnp.mean if reduction == "mean" else jnp.sum
     soft_codes = _soft_codes(output)
     num_bits = soft_codes.shape[-1]
@@ -317,7 +317,7 @@ def init_prototype_state(
 
 
 def make_prototype_update(
-    net: ThaPrototypeNet, optimizer: optax.GradientTransformation, **options: Any
+    net: ThaPrototypeNet, optimizer: optax.GradientTransformation, **loss_options: Any
 ) -> Callable[..., tuple[PrototypeState, Metrics]]:
     """Builds the update of PrototypeNet's training.
 
@@ -327,7 +327,7 @@ def make_prototype_update(
     Args:
         net: a PrototypeNet.
         optimizer: an optax transformation; released with Adam, betas 0.5 and 0.999.
-        **options: keyword arguments of `prototype_loss`.
+        **loss_options: keyword arguments of `prototype_loss`.
 
     Returns:
         `update(state, batch, *, axis_name)`, of which the batch has the device's rows of
@@ -342,7 +342,7 @@ def make_prototype_update(
 
         def loss_fn(params: chex.ArrayTree) -> tuple[Array, Metrics]:
             output: Any = net.apply({"params": params}, labels)
-            metrics = prototype_loss(output, labels, state.bank, mask, **options)
+            metrics = prototype_loss(output, labels, state.bank, mask, **loss_options)
             return metrics["loss"], metrics
 
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)

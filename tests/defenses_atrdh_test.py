@@ -236,9 +236,8 @@ def test_first_state_and_options_are_checked():
 
 
 def test_defense_is_listed_with_its_first_state():
-    assert defenses.DEFENSES["atrdh"] is defenses.make_atrdh_update
-    assert defenses.FIRST_STATES["atrdh"] is defenses.init_atrdh_state
-    assert defenses.FIRST_STATES.keys() == defenses.DEFENSES.keys()
+    assert defenses.DEFENSES["atrdh"].make_update is defenses.make_atrdh_update
+    assert defenses.DEFENSES["atrdh"].first_state is defenses.init_atrdh_state
 
 
 # --- devices and padding ---

@@ -45,7 +45,7 @@ def test_update_worked_by_hand(bank):
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
     start = objectives.CodeBank(np.array([[-1], [-0.6], [0.3], [0]], np.float32), labels)
     optimizer = optax.sgd(1.0)
-    first = defenses.FIRST_STATES["cgat"](
+    first = defenses.DEFENSES["cgat"].first_state(
         {"params": params},
         optimizer,
         DPH.init(jax.random.key(0), labels, 1),
@@ -129,7 +129,7 @@ def test_state_without_a_bank_is_refused():
 
 
 def test_defense_is_listed():
-    assert defenses.DEFENSES["cgat"] is defenses.make_cgat_update
+    assert defenses.DEFENSES["cgat"].make_update is defenses.make_cgat_update
 
 
 # --- devices and padding ---

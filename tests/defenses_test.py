@@ -1,6 +1,7 @@
 """Training updates: plain hashing and SAAT, by hand, against the released code, over devices."""
 
 import functools
+import inspect
 
 import chex
 import flax.linen as nn
@@ -508,7 +509,19 @@ def test_saat_options_are_checked(option, value, message):
 
 
 def test_defenses_are_listed():
-    assert defenses.DEFENSES["saat"] is defenses.make_saat_update
+    assert defenses.DEFENSES["saat"].make_update is defenses.make_saat_update
+    # The options that it lists are those that its functions take.
+    for defense in defenses.DEFENSES.values():
+        for function, listed in (
+            (defense.make_update, {"seed": ..., **defense.options}),
+            (defense.first_state, defense.state_options),
+        ):
+            taken = {
+                name: ... if parameter.default is parameter.empty else parameter.default
+                for name, parameter in inspect.signature(function).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY
+            }
+            assert taken == listed
 
 
 def test_saat_quantization_sums_over_the_bits_or_takes_their_mean():

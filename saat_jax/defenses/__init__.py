@@ -15,8 +15,11 @@ Losses are local shares of global means: each device sums over its rows, divides
 of real rows on all devices, and gradients are added up over devices.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from saat_jax import options
 from saat_jax.defenses.atrdh import (
     AtrdhState,
     init_atrdh_state,
@@ -38,9 +41,9 @@ from saat_jax.defenses.saat import (
 
 __all__ = [
     "DEFENSES",
-    "FIRST_STATES",
     "AtrdhState",
     "Batch",
+    "Defense",
     "TrainState",
     "UpdateFn",
     "init_atrdh_state",
@@ -53,14 +56,57 @@ __all__ = [
     "training_pass",
 ]
 
-# The defences a config may name, and what each makes of a pretrained network to begin with.
-DEFENSES: dict[str, Callable[..., UpdateFn]] = {
-    "atrdh": make_atrdh_update,
-    "cgat": make_cgat_update,
-    "saat": make_saat_update,
-}
-FIRST_STATES: dict[str, Callable[..., TrainState]] = {
-    "atrdh": init_atrdh_state,
-    "cgat": init_minimax_state,
-    "saat": init_minimax_state,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Defense:
+    """A named defence, whose options are listed here once.
+
+    Attributes:
+        make_update: called as `make_saat_update` is, with the options.
+        first_state: called as `init_minimax_state` is: what it makes of a pretrained network to
+            begin with.
+        options: of `make_update`, with their defaults; `...` for one that must be given.
+        state_options: the same of `first_state`.
+    """
+
+    make_update: Callable[..., UpdateFn]
+    first_state: Callable[..., TrainState] = init_minimax_state
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    state_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_INNER_ATTACK = {"epsilon": ..., "step_size": ..., "num_steps": ..., "attack_mode": "train"}
+# What a config may name. Add one of your own by `DEFENSES.register("mine", Defense(function))`.
+DEFENSES: options.Choices[Defense] = options.Choices(
+    "defence",
+    {
+        "atrdh": Defense(
+            make_atrdh_update,
+            init_atrdh_state,
+            options={**_INNER_ATTACK, "adversarial_weight": 2.0, "softplus": True},
+            state_options={"hidden_width": 4096},
+        ),
+        "cgat": Defense(
+            make_cgat_update,
+            options={
+                **_INNER_ATTACK,
+                "adversarial_weight": 1.0,
+                "bank": "aliased",
+                "ties": "positive",
+            },
+        ),
+        "saat": Defense(
+            make_saat_update,
+            options={
+                **_INNER_ATTACK,
+                "adversarial_weight": 1.0,
+                "quantization_weight": 1e-4,
+                "quantization": "mean",
+                "bank": "aliased",
+                "loss": "mean",
+                "weighting": "similarity",
+                "ties": "positive",
+            },
+        ),
+    },
+)

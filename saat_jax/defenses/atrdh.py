@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from saat_jax import hamming, networks, objectives, prototypes
+from saat_jax import hamming, networks, objectives, options, prototypes
 from saat_jax.defenses.common import (
     AttackMode,
     Batch,
@@ -20,12 +20,13 @@ from saat_jax.defenses.common import (
     TrainState,
     UpdateFn,
     all_rows,
-    apply_gradients,
+    descend,
     init_state,
     loss_context,
     make_inner_attack,
     next_pass,
     training_pass,
+    weighted_loss,
 )
 
 Array = jax.Array
@@ -145,6 +146,7 @@ def make_atrdh_update(
     Reference:
         Wang et al., Targeted attack and defense for deep hashing, SIGIR 2021.
     """
+    options.check_numbers(adversarial_weight=adversarial_weight)
     attack = make_inner_attack(
         model,
         targeted=True,
@@ -160,13 +162,10 @@ def make_atrdh_update(
             raise ValueError("ATRDH needs its own part in the state; see init_atrdh_state")
         training = training_pass(seed, state.step, batch, axis_name)
         context = loss_context(seed, state.step, batch, axis_name)
-        count = lax.psum(jnp.sum(batch["mask"]), axis_name)
         first, second, draw = (next_pass(training, num_steps + number) for number in (1, 2, 3))
         target_labels = batch.get("target_label")
         if target_labels is None:
-            size = len(before.target_labels)
-            rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, size))(draw.keys)
-            target_labels = before.target_labels[rows]
+            target_labels = _draw(draw.keys, before.target_labels)
         net = _prototype_net(before.prototypes)
         target_codes = prototypes.prototype_codes(net, before.prototypes.params, target_labels)
 
@@ -179,12 +178,6 @@ def make_atrdh_update(
             soft_codes, batch_stats = networks.forward(
                 model, params, state.batch_stats, batch["image"], first, alpha
             )
-            all_codes, labels, index, mask = all_rows(
-                axis_name, soft_codes, batch["label"], batch["index"], batch["mask"]
-            )
-            bank = objectives.update_bank(
-                before.prototypes.bank, hamming.binarize(all_codes), labels, index
-            )
             # Constants, or the whole attack would be differentiated.
             fixed = lax.stop_gradient((params, batch_stats))
             adversarial, (batch_stats, counted) = attack(
@@ -194,25 +187,29 @@ def make_atrdh_update(
             adversarial_codes, batch_stats = networks.forward(
                 model, params, batch_stats, adversarial, second, alpha
             )
-            soft_bank = objectives.CodeBank(before.soft_codes, before.prototypes.bank.labels)
-            soft_bank = objectives.update_bank(soft_bank, all_codes, labels, index)
+            all_codes, labels, index, mask = all_rows(
+                axis_name, soft_codes, batch["label"], batch["index"], batch["mask"]
+            )
+            old = before.prototypes.bank
+            written = labels, index
+            bank = objectives.update_bank(old, hamming.binarize(all_codes), *written)
+            soft_bank = objectives.CodeBank(before.soft_codes, old.labels)
+            soft_bank = objectives.update_bank(soft_bank, all_codes, *written)
             if objective.scale_quirk:
                 new = dataclasses.replace(new, forwards=counted.forwards, scale=counted.scale)
             new = objectives.update_state(new, all_codes, labels, index, mask)
-            terms = {
-                "objective_loss": objective.loss(new, soft_codes, batch["label"], context),
-                "adversarial_loss": objectives.dph(adversarial_codes, batch["label"], soft_bank),
-            }
-            metrics = {k: jnp.sum(v * batch["mask"]) / count for k, v in terms.items()}
-            metrics["loss"] = (
-                metrics["objective_loss"] + adversarial_weight * metrics["adversarial_loss"]
+            alike = objectives.dph(adversarial_codes, batch["label"], soft_bank)
+            loss, metrics = weighted_loss(
+                batch,
+                axis_name,
+                objective_loss=(objective.loss(new, soft_codes, batch["label"], context), 1),
+                adversarial_loss=(alike, adversarial_weight),
             )
-            return metrics["loss"], (metrics, batch_stats, new, bank, soft_bank.codes)
+            return loss, (metrics, new, (batch_stats, bank, soft_bank.codes))
 
-        gradients, (metrics, batch_stats, new, bank, soft_codes) = jax.grad(
-            loss_fn, argnums=(0, 1), has_aux=True
-        )(state.params, state.objective.params)
-        metrics, gradients = lax.psum((metrics, gradients), axis_name)
+        state, metrics, (batch_stats, bank, soft_codes) = descend(
+            loss_fn, state, optimizer, axis_name
+        )
         # As good as before the attack, which saw the prototypes of before in any case.
         train_prototypes = prototypes.make_prototype_update(
             net, optimizer, pairs="circle", softplus=softplus
@@ -222,14 +219,13 @@ def make_atrdh_update(
             {"label": target_labels, "mask": batch["mask"]},
             axis_name=axis_name,
         )
-        state = apply_gradients(
-            state,
-            optimizer,
-            gradients,
-            new,
-            batch_stats=batch_stats,
-            defense=AtrdhState(prototype_state, soft_codes, before.target_labels),
-        )
-        return state, metrics | {"prototype_loss": prototype_metrics["loss"]}
+        defense = AtrdhState(prototype_state, soft_codes, before.target_labels)
+        metrics["prototype_loss"] = prototype_metrics["loss"]
+        return dataclasses.replace(state, batch_stats=batch_stats, defense=defense), metrics
 
     return update
+
+
+def _draw(keys: Array, labels: Array) -> Array:
+    """Draws one of some label vectors by each key. `[rows, num_classes]`"""
+    return labels[jax.vmap(lambda key: jax.random.randint(key, (), 0, len(labels)))(keys)]

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from saat_jax import mainstay, objectives
+from saat_jax import mainstay, objectives, options
 from saat_jax.defenses.common import AttackMode, UpdateFn
 from saat_jax.defenses.saat import make_minimax_update
 
@@ -57,8 +57,7 @@ def make_cgat_update(
         Wang et al., CgAT: Center-guided adversarial training for deep hashing-based retrieval,
         WWW 2023.
     """
-    if bank not in ("aliased", "sign"):
-        raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
+    options.check_word("bank", bank, ("aliased", "sign"))
     mainstay.check_options(ties=ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:

@@ -91,25 +91,57 @@ def all_rows(axis_name: str, *arrays: Array) -> tuple[Array, ...]:
     return lax.all_gather(lax.stop_gradient(arrays), axis_name, tiled=True)
 
 
-def apply_gradients(
+def weighted_loss(
+    batch: Batch, axis_name: str, **terms: tuple[Array, float]
+) -> tuple[Array, Metrics]:
+    """A device's share of a loss that is a sum of means over the rows of all devices.
+
+    Args:
+        batch: its mask tells the real rows.
+        axis_name: of the devices.
+        **terms: by name, `[rows]` losses and the weight of their mean.
+
+    Returns:
+        The loss, and as metrics the means by name and, as "loss", the loss.
+    """
+    count = lax.psum(jnp.sum(batch["mask"]), axis_name)
+    means = {name: jnp.sum(rows * batch["mask"]) / count for name, (rows, _) in terms.items()}
+    loss: Any = sum(weight * means[name] for name, (_, weight) in terms.items())
+    return loss, {**means, "loss": loss}
+
+
+def descend(
+    loss_fn: Callable[[chex.ArrayTree, Any], tuple[Array, tuple[Metrics, objectives.State, Any]]],
     state: TrainState,
     optimizer: optax.GradientTransformation,
-    gradients: chex.ArrayTree,
-    objective: objectives.State,
-    **changes: Any,
-) -> TrainState:
-    """The next state; gradients are those of the network's and of the objective's parameters."""
+    axis_name: str,
+) -> tuple[TrainState, Metrics, Any]:
+    """Takes one step of the optimizer on the sum of all devices' shares of a loss.
+
+    Args:
+        loss_fn: maps the network's and the objective's parameters to the device's share, with its
+            metrics, what the objective is to remember, and anything else.
+        state: before the step.
+        optimizer: of both kinds of parameters.
+        axis_name: of the devices.
+
+    Returns:
+        The state after the step but for running statistics, bank and defence; the metrics of all
+        devices; and what else the loss gave.
+    """
     before = state.params, state.objective.params
+    gradients, (metrics, objective, rest) = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(*before)
+    metrics, gradients = lax.psum((metrics, gradients), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, before)
     params, objective_params = optax.apply_updates(before, updates)
-    return dataclasses.replace(
+    after = dataclasses.replace(
         state,
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
         objective=dataclasses.replace(objective, params=objective_params),
-        **changes,
     )
+    return after, metrics, rest
 
 
 def make_inner_attack(

@@ -6,9 +6,7 @@ from typing import Any
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
 
 from saat_jax import networks, objectives
 from saat_jax.defenses.common import (
@@ -17,9 +15,10 @@ from saat_jax.defenses.common import (
     TrainState,
     UpdateFn,
     all_rows,
-    apply_gradients,
+    descend,
     loss_context,
     training_pass,
+    weighted_loss,
 )
 
 Array = jax.Array
@@ -52,7 +51,6 @@ def make_hashing_update(
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
         training = training_pass(seed, state.step, batch, axis_name)
         context = loss_context(seed, state.step, batch, axis_name)
-        count = lax.psum(jnp.sum(batch["mask"]), axis_name)
         counted, alpha = objectives.next_forward(state.objective)
 
         def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
@@ -63,13 +61,10 @@ def make_hashing_update(
             new = dataclasses.replace(counted, params=objective_params)
             new = objectives.update_state(new, *rows)
             losses = objective.loss(new, soft_codes, batch["label"], context)
-            return jnp.sum(losses * batch["mask"]) / count, (batch_stats, new)
+            loss, metrics = weighted_loss(batch, axis_name, objective_loss=(losses, 1))
+            return loss, ({"loss": metrics["loss"]}, new, batch_stats)
 
-        (loss, (batch_stats, new)), gradients = jax.value_and_grad(
-            loss_fn, argnums=(0, 1), has_aux=True
-        )(state.params, state.objective.params)
-        loss, gradients = lax.psum((loss, gradients), axis_name)
-        state = apply_gradients(state, optimizer, gradients, new, batch_stats=batch_stats)
-        return state, {"loss": loss}
+        state, metrics, batch_stats = descend(loss_fn, state, optimizer, axis_name)
+        return dataclasses.replace(state, batch_stats=batch_stats), metrics
 
     return update

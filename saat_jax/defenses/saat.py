@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from saat_jax import attacks, hamming, mainstay, networks, objectives
+from saat_jax import attacks, hamming, mainstay, networks, objectives, options
 from saat_jax.defenses.common import (
     AttackMode,
     Batch,
@@ -20,12 +19,13 @@ from saat_jax.defenses.common import (
     TrainState,
     UpdateFn,
     all_rows,
-    apply_gradients,
+    descend,
     init_state,
     loss_context,
     make_inner_attack,
     next_pass,
     training_pass,
+    weighted_loss,
 )
 
 Array = jax.Array
@@ -91,6 +91,9 @@ def make_minimax_update(
             the step the objective's soft codes overwrite if it has a bank, "aliased".
         **attack_options: further keyword arguments of `make_inner_attack`.
     """
+    options.check_numbers(
+        adversarial_weight=adversarial_weight, quantization_weight=quantization_weight
+    )
     attack = make_inner_attack(model, targeted=False, num_steps=num_steps, **attack_options)
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
@@ -99,27 +102,21 @@ def make_minimax_update(
             raise ValueError("hardening needs a code_bank in its state; see init_minimax_state")
         training = training_pass(seed, state.step, batch, axis_name)
         context = loss_context(seed, state.step, batch, axis_name)
-        count = lax.psum(jnp.sum(batch["mask"]), axis_name)
         target_codes = anchors(batch["label"], old_bank)
         adversarial, (attacked_stats, _) = attack(
             state.params, state.batch_stats, objectives.State(), target_codes, batch, training
         )
-        counted = state.objective
-        adversarial_alpha: Array | float = 1.0
-        benign_alpha: Array | float = 1.0
-        if objective.scale_quirk:
-            counted = dataclasses.replace(counted, scale=jnp.ones_like(counted.scale))
-            counted, adversarial_alpha = objectives.next_forward(counted)
-            counted, benign_alpha = objectives.next_forward(counted)
+        counted, alphas = _count_passes(objective, state.objective)
 
         def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
-            first, second = (next_pass(training, num_steps + number) for number in (1, 2))
-            adversarial_codes, batch_stats = networks.forward(
-                model, params, attacked_stats, adversarial, first, adversarial_alpha
-            )
-            soft_codes, batch_stats = networks.forward(
-                model, params, batch_stats, batch["image"], second, benign_alpha
-            )
+            codes, batch_stats = [], attacked_stats
+            for number, images in enumerate((adversarial, batch["image"])):
+                keys = next_pass(training, num_steps + 1 + number)
+                soft_codes, batch_stats = networks.forward(
+                    model, params, batch_stats, images, keys, alphas[number]
+                )
+                codes.append(soft_codes)
+            adversarial_codes, soft_codes = codes
             all_codes, labels, index, mask = all_rows(
                 axis_name, soft_codes, batch["label"], batch["index"], batch["mask"]
             )
@@ -127,33 +124,43 @@ def make_minimax_update(
             code_bank = objectives.update_bank(old_bank, written, labels, index)
             new = dataclasses.replace(counted, params=objective_params)
             new = objectives.update_state(new, all_codes, labels, index, mask)
-            terms = {
-                "objective_loss": objective.loss(new, soft_codes, batch["label"], context),
-                "adversarial_loss": -attacks.mean_loss(
-                    adversarial_codes, anchors(batch["label"], code_bank), targeted=False
-                ),
-                "quantization_loss": objectives.quantization(adversarial_codes)
-                * (adversarial_codes.shape[1] if quantization == "sum" else 1),
-            }
-            metrics = {k: jnp.sum(v * batch["mask"]) / count for k, v in terms.items()}
-            metrics["loss"] = (
-                metrics["objective_loss"]
-                + adversarial_weight * metrics["adversarial_loss"]
-                + quantization_weight * metrics["quantization_loss"]
+            agreement = attacks.mean_loss(
+                adversarial_codes, anchors(batch["label"], code_bank), targeted=False
+            )
+            rough = objectives.quantization(adversarial_codes)
+            rough *= adversarial_codes.shape[1] if quantization == "sum" else 1
+            loss, metrics = weighted_loss(
+                batch,
+                axis_name,
+                objective_loss=(objective.loss(new, soft_codes, batch["label"], context), 1),
+                adversarial_loss=(-agreement, adversarial_weight),
+                quantization_loss=(rough, quantization_weight),
             )
             code_bank = new.bank if bank == "aliased" and new.bank is not None else code_bank
-            return metrics["loss"], (metrics, batch_stats, new, code_bank)
+            return loss, (metrics, new, (batch_stats, code_bank))
 
-        gradients, (metrics, batch_stats, new, code_bank) = jax.grad(
-            loss_fn, argnums=(0, 1), has_aux=True
-        )(state.params, state.objective.params)
-        metrics, gradients = lax.psum((metrics, gradients), axis_name)
-        state = apply_gradients(
-            state, optimizer, gradients, new, batch_stats=batch_stats, code_bank=code_bank
-        )
-        return state, metrics
+        state, metrics, (batch_stats, code_bank) = descend(loss_fn, state, optimizer, axis_name)
+        return dataclasses.replace(state, batch_stats=batch_stats, code_bank=code_bank), metrics
 
     return update
+
+
+def _count_passes(
+    objective: objectives.Objective, counted: objectives.State
+) -> tuple[objectives.State, list[Array | float]]:
+    """Counts the adversarial and the benign pass, if the objective asks for it, from a scale of 1.
+
+    Returns:
+        What the objective remembers then, and the tanh scale of each pass.
+    """
+    if not objective.scale_quirk:
+        return counted, [1.0, 1.0]
+    alphas: list[Array | float] = []
+    counted = dataclasses.replace(counted, scale=jnp.ones_like(counted.scale))
+    for _ in range(2):
+        counted, alpha = objectives.next_forward(counted)
+        alphas.append(alpha)
+    return counted, alphas
 
 
 def make_saat_update(
@@ -210,10 +217,8 @@ def make_saat_update(
     Reference:
         SAAT, Algorithm 1 and Eq. 18 to 20.
     """
-    if bank not in ("aliased", "sign"):
-        raise ValueError(f'bank must be "aliased" or "sign", got {bank!r}')
-    if quantization not in ("mean", "sum"):
-        raise ValueError(f'quantization must be "mean" or "sum", got {quantization!r}')
+    options.check_word("bank", bank, ("aliased", "sign"))
+    options.check_word("quantization", quantization, ("mean", "sum"))
     mainstay.check_options(weighting=weighting, ties=ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from saat_jax import options
+
 Array = jax.Array
 LossFn = Callable[[Array, Array], Array]
 
@@ -76,5 +78,9 @@ def focused_hash_loss(soft_codes: Array, target_codes: Array) -> Array:
 
 
 # The terms a config may name.
-RECONSTRUCTION_LOSSES: dict[str, LossFn] = {"mse": mean_reconstruction, "l2sum": sum_reconstruction}
-HASH_LOSSES: dict[str, LossFn] = {"linear": linear_hash_loss, "focused": focused_hash_loss}
+RECONSTRUCTION_LOSSES: options.Choices[LossFn] = options.Choices(
+    "reconstruction loss", {"mse": mean_reconstruction, "l2sum": sum_reconstruction}
+)
+HASH_LOSSES: options.Choices[LossFn] = options.Choices(
+    "hash loss", {"linear": linear_hash_loss, "focused": focused_hash_loss}
+)

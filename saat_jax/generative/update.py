@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from saat_jax import networks
+from saat_jax import networks, options
 from saat_jax.generative import losses
 from saat_jax.generative.models import Discriminator, Generator
 
@@ -145,40 +145,44 @@ def make_gan_update(
         "reconstruction_loss", and "discriminator_loss" of the last step that had one.
 
     Raises:
-        ValueError: if a loss is unknown or a number of steps not positive.
+        ValueError: if a loss is unknown or a number out of its range.
 
     Reference:
         ProS-GAN, Eq. 5 and Algorithm 1. Differs from the released code in the
         spectral norm, see `SpectralConv`.
     """
-    for name, known in (
-        (reconstruction, losses.RECONSTRUCTION_LOSSES),
-        (hash_loss, losses.HASH_LOSSES),
-    ):
-        if name not in known:
-            raise ValueError(f"unknown loss {name!r}; expected one of {sorted(known)}")
-    if steps_per_epoch < 1 or discriminator_every < 1:
-        raise ValueError(
-            "steps_per_epoch and discriminator_every must be at least 1, "
-            f"got {steps_per_epoch} and {discriminator_every}"
+    reconstruction_loss = losses.RECONSTRUCTION_LOSSES.look_up(reconstruction)
+    code_loss = losses.HASH_LOSSES.look_up(hash_loss)
+    options.check_numbers(
+        steps_per_epoch=steps_per_epoch,
+        discriminator_every=discriminator_every,
+        reconstruction_weight=reconstruction_weight,
+        hash_weight=hash_weight,
+        adversarial_weight=adversarial_weight,
+    )
+
+    def generator_loss(
+        scores: Array, soft_codes: Array, generated: Array, images: Array, batch: Batch, share: Any
+    ) -> tuple[Array, Metrics]:
+        terms = {
+            "adversarial_loss": losses.score_loss(scores, batch["target_label"], generated=False),
+            "hash_loss": code_loss(soft_codes, batch["target_code"]),
+            "reconstruction_loss": reconstruction_loss(generated, images),
+        }
+        metrics = jax.tree.map(share, terms)
+        loss = (
+            adversarial_weight * metrics["adversarial_loss"]
+            + hash_weight * metrics["hash_loss"]
+            + reconstruction_weight * metrics["reconstruction_loss"]
         )
-
-    reconstruction_loss = losses.RECONSTRUCTION_LOSSES[reconstruction]
-    code_loss = losses.HASH_LOSSES[hash_loss]
-
-    def discriminate(
-        params: chex.ArrayTree, spectral: chex.ArrayTree, images: Array
-    ) -> tuple[Any, Any]:
-        variables = {"params": params, "spectral": spectral}
-        scores, updated = discriminator.apply(variables, images, mutable=["spectral"])
-        return scores, updated["spectral"]
+        return loss, {**metrics, "loss": loss}
 
     def update(state: GanState, batch: Batch, *, axis_name: str) -> tuple[GanState, Metrics]:
         count = lax.psum(jnp.sum(batch["mask"]), axis_name)
         images = 2 * batch["image"] - 1
 
-        def share(loss: Array) -> Array:
-            return jnp.sum(loss * batch["mask"]) / count
+        def share(rows: Array) -> Array:
+            return jnp.sum(rows * batch["mask"]) / count
 
         def generate_batch(params: chex.ArrayTree) -> Array:
             made: Any = generator.apply({"params": params}, images, batch["semantics"])
@@ -186,23 +190,23 @@ def make_gan_update(
 
         generated, pull_back = jax.vjp(generate_batch, state.params["generator"])
 
-        def train_discriminator(
-            params: chex.ArrayTree, spectral: chex.ArrayTree, opt_state: chex.ArrayTree, _: Array
-        ) -> tuple[Any, ...]:
-            def loss_fn(params: chex.ArrayTree) -> tuple[Array, Any]:
-                real_scores, moved = discriminate(params, spectral, images)
-                generated_scores, moved = discriminate(params, moved, generated)
-                loss = losses.discriminator_loss(
-                    real_scores, generated_scores, batch["label"], batch["target_label"]
-                )
-                return share(loss), moved
+        def discriminator_loss(params: chex.ArrayTree, spectral: Any) -> tuple[Array, Any]:
+            real_scores, moved = _discriminate(discriminator, params, spectral, images)
+            generated_scores, moved = _discriminate(discriminator, params, moved, generated)
+            rows = losses.discriminator_loss(
+                real_scores, generated_scores, batch["label"], batch["target_label"]
+            )
+            return share(rows), moved
 
-            (loss, moved), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        def train_discriminator(params: Any, spectral: Any, opt_state: Any, _: Array) -> Any:
+            (loss, moved), gradients = jax.value_and_grad(discriminator_loss, has_aux=True)(
+                params, spectral
+            )
             loss, gradients = lax.psum((loss, gradients), axis_name)
             params, opt_state = _step(discriminator_optimizer, gradients, opt_state, params)
             return params, moved, opt_state, loss
 
-        discriminator_params, spectral, discriminator_opt_state, discriminator_loss = lax.cond(
+        judge, spectral, judge_opt_state, judge_loss = lax.cond(
             state.step % steps_per_epoch % discriminator_every == 0,
             train_discriminator,
             lambda *unchanged: unchanged,
@@ -213,42 +217,35 @@ def make_gan_update(
         )
 
         def loss_fn(generated: Array) -> tuple[Array, Any]:
-            scores, moved = discriminate(discriminator_params, spectral, generated)
+            scores, moved = _discriminate(discriminator, judge, spectral, generated)
             soft_codes = encode_fn(state.hash_variables, (generated + 1) / 2, 1.0)
-            terms = {
-                "adversarial_loss": losses.score_loss(
-                    scores, batch["target_label"], generated=False
-                ),
-                "hash_loss": code_loss(soft_codes, batch["target_code"]),
-                "reconstruction_loss": reconstruction_loss(generated, images),
-            }
-            metrics = jax.tree.map(share, terms)
-            metrics["loss"] = (
-                adversarial_weight * metrics["adversarial_loss"]
-                + hash_weight * metrics["hash_loss"]
-                + reconstruction_weight * metrics["reconstruction_loss"]
-            )
-            return metrics["loss"], (metrics, moved)
+            loss, metrics = generator_loss(scores, soft_codes, generated, images, batch, share)
+            return loss, (metrics, moved)
 
         gradient, (metrics, spectral) = jax.grad(loss_fn, has_aux=True)(generated)
         metrics, (gradients,) = lax.psum((metrics, pull_back(gradient)), axis_name)
-        params, opt_state = _step(
-            generator_optimizer,
-            gradients,
-            state.opt_states["generator"],
-            state.params["generator"],
-        )
+        before = state.opt_states["generator"], state.params["generator"]
+        params, opt_state = _step(generator_optimizer, gradients, *before)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params={"generator": params, "discriminator": discriminator_params},
+            params={"generator": params, "discriminator": judge},
             spectral=spectral,
-            opt_states={"generator": opt_state, "discriminator": discriminator_opt_state},
-            discriminator_loss=discriminator_loss,
+            opt_states={"generator": opt_state, "discriminator": judge_opt_state},
+            discriminator_loss=judge_loss,
         )
-        return state, metrics | {"discriminator_loss": discriminator_loss}
+        return state, metrics | {"discriminator_loss": judge_loss}
 
     return update
+
+
+def _discriminate(
+    discriminator: Discriminator, params: chex.ArrayTree, spectral: chex.ArrayTree, images: Array
+) -> tuple[Any, Any]:
+    """The scores of images, and the singular vectors after them."""
+    variables = {"params": params, "spectral": spectral}
+    scores, updated = discriminator.apply(variables, images, mutable=["spectral"])
+    return scores, updated["spectral"]
 
 
 def _step(

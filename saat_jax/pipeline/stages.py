@@ -206,6 +206,7 @@ def harden(run: Run, name: str) -> None:
     config, data = run.config, run.data
     encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defenses"][name]
+    defense = defenses.DEFENSES.look_up(stage["name"])
     model = parts.make_network(config["model"])
 
     def make_state(optimizer: Any) -> defenses.TrainState:
@@ -220,7 +221,7 @@ def harden(run: Run, name: str) -> None:
         if "bank" in remembered:
             remembered["bank"] = objectives.CodeBank(**remembered["bank"])
         state = objectives.State(**jax.tree.map(jax.numpy.asarray, remembered))
-        return defenses.FIRST_STATES[stage["name"]](
+        return defense.first_state(
             variables,
             optimizer,
             state,
@@ -230,11 +231,7 @@ def harden(run: Run, name: str) -> None:
             **stage.get("state", {}),
         )
 
-    update = functools.partial(
-        defenses.DEFENSES[stage["name"]],
-        seed=config["seed"],
-        **stage["options"],
-    )
+    update = functools.partial(defense.make_update, seed=config["seed"], **stage["options"])
     # The step tells the best checkpoint from the latest.
     start = {**pretrained.metadata["identity"], "step": pretrained.step}
     made_from = {"pretrained": start, "defense": decisive(stage)}

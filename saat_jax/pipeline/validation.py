@@ -7,8 +7,7 @@ function of (place, value). Those marked "?" may be left out; beside "*" there m
 import contextlib
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,6 @@ from saat_jax import (
     optimizers,
     options,
     parallel,
-    prototypes,
 )
 from saat_jax.pipeline import parts
 from saat_jax.pipeline.parts import Config
@@ -140,7 +138,15 @@ _TRAINING = {
 _HASHING = _TRAINING | {"augment?": flag, "evaluate_every?": number}
 _LEARNED = {
     "prototypes": _TRAINING
-    | {"steps_per_epoch": number, "hidden_width": number, "options": anything},
+    | {
+        "steps_per_epoch": number,
+        "hidden_width": number,
+        "options": {
+            "pairs": _words("pairs", "circle", "likelihood"),
+            "softplus?": flag,
+            "reduction?": _words("reduction", "mean", "sum"),
+        },
+    },
     "prosgan": _TRAINING
     | {
         "evaluate_every?": number,
@@ -148,7 +154,14 @@ _LEARNED = {
         "class_nodes": flag,
         "sigmoid": flag,
         "training_scale": flag,
-        "options": anything,
+        "options": {
+            "reconstruction_weight": number,
+            "hash_weight?": number,
+            "adversarial_weight?": number,
+            "reconstruction?": one_of(generative.RECONSTRUCTION_LOSSES),
+            "hash_loss?": one_of(generative.HASH_LOSSES),
+            "discriminator_every?": number,
+        },
     },
 }
 # Checked by the protocol itself; the run gives it the other two.
@@ -292,14 +305,12 @@ def _check_defenses(settings: Settings) -> None:
     for name, stage in settings.config["defenses"].items():
         place = f"defenses.{name}"
         with naming(place):
-            kind = options.Choices("defence", defenses.DEFENSES).look_up(stage["name"])
-        check_options(f"{place}.options", kind, stage["options"], supplied=("seed",))
-        check_options(
-            f"{place}.state", defenses.FIRST_STATES[stage["name"]], stage.get("state", {})
-        )
+            defense = defenses.DEFENSES.look_up(stage["name"])
+        options.check_given(f"{place}.options", defense.options, stage["options"])
+        options.check_given(f"{place}.state", defense.state_options, stage.get("state", {}))
         _, optimizer = parts.make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
         with naming(f"{place}.options"):
-            kind(model, settings.objective, optimizer, seed=0, **stage["options"])
+            defense.make_update(model, settings.objective, optimizer, seed=0, **stage["options"])
 
 
 def find_learners(config: Config, suite: Mapping[str, evaluation.AttackSettings]) -> dict[str, str]:
@@ -324,27 +335,6 @@ def attacks_something(config: Config) -> bool:
     return config["task"] in ("evaluate", "attack", "compare_attacks", "chain", "transfer")
 
 
-def check_options(
-    place: str, function: Callable[..., Any], given: Config, *, supplied: Collection[str] = ()
-) -> None:
-    """Refuses options that a function does not take, and asks for those that it needs.
-
-    Args:
-        place: of the options in the config.
-        function: takes them as keywords.
-        given: the options.
-        supplied: keywords that the run gives.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    known = {name: default for name, default in known.items() if name not in supplied}
-    needed = {name for name, default in known.items() if default is inspect.Parameter.empty}
-    if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"{place} has no {unknown[0]!r}; it takes {sorted(known)}")
-    if lacking := sorted(needed - given.keys()):
-        raise ValueError(f"{place} lacks {lacking[0]!r}; it takes {sorted(known)}")
-
-
 def check_data(settings: Settings, dataset: Any) -> None:
     """Checks that a config suits its data.
 
@@ -367,25 +357,15 @@ def check_data(settings: Settings, dataset: Any) -> None:
             "set it to False, or use the lists"
         )
     for name, kind in settings.learners.items():
-        place, stage = f"learned.{name}", config["learned"][name]
         if kind == "prosgan":
-            _check_gan(place, config, dataset)
-        else:
-            check_options(f"{place}.options", prototypes.prototype_loss, stage["options"])
+            _check_gan(f"learned.{name}", config["learned"][name], config["model"], dataset)
 
 
-def _check_gan(place: str, config: Config, dataset: Any) -> None:
-    stage = config["learned"][place.partition(".")[2]]
-    supplied = ("steps_per_epoch",)
-    check_options(
-        f"{place}.options", generative.make_gan_update, stage["options"], supplied=supplied
-    )
+def _check_gan(place: str, stage: Config, model: Config, dataset: Any) -> None:
     _, optimizer = parts.make_optimizer(stage, num_epochs=1, steps_per_epoch=1)
-    model = parts.make_network(config["model"])
+    encode_fn = networks.make_encode_fn(parts.make_network(model))
     with naming(place):
         nets, pair = parts.make_gan(stage, dataset.num_classes), [optimizer] * 2
-        generative.make_gan_update(
-            *nets, networks.make_encode_fn(model), *pair, steps_per_epoch=1, **stage["options"]
-        )
+        generative.make_gan_update(*nets, encode_fn, *pair, steps_per_epoch=1, **stage["options"])
         first: Any = functools.partial(generative.init_state, image_size=dataset.image_size)
         jax.eval_shape(lambda rng: first(*nets, *pair, {}, rng), jax.random.key(0))
