@@ -396,6 +396,7 @@ def anchor_codes(
     options.check_numbers(num_codes=num_codes)
     if not isinstance(seed, Array):
         options.check_numbers(seed=seed)
+    labels, code_bank, bank_labels = map(np.asarray, (labels, code_bank, bank_labels))
     _check_bank(code_bank, bank_labels)
     check_labels("labels", labels, num_classes=bank_labels.shape[1])
     found: dict[bytes, list[int]] = {}

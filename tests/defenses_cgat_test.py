@@ -108,12 +108,12 @@ def test_without_a_bank_of_the_objective_the_codes_are_soft_all_the_same():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"bank": "soft"}, 'bank must be "aliased" or "sign", got \'soft\''),
+        ({"bank": "soft"}, "unknown bank 'soft'"),
         (
             {"attack_mode": "test"},
             "unknown attack_mode 'test'",
         ),
-        ({"ties": "none"}, 'ties must be "positive" or "zero", got \'none\''),
+        ({"ties": "none"}, "unknown ties 'none'"),
         ({"epsilon": -1.0}, "epsilon must be a number from 0 to 1, got -1"),
     ],
 )

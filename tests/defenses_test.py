@@ -491,8 +491,8 @@ def test_golden_formula_saat_outer():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("bank", "alias", 'bank must be "aliased" or "sign", got \'alias\''),
-        ("quantization", "norm", 'quantization must be "mean" or "sum", got \'norm\''),
+        ("bank", "alias", "unknown bank 'alias'"),
+        ("quantization", "norm", "unknown quantization 'norm'"),
         ("attack_mode", "test", r"unknown attack_mode 'test'; expected one of \['eval', 'train'\]"),
         (
             "loss",

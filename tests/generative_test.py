@@ -586,8 +586,11 @@ def test_variants_have_the_same_state_and_metrics(class_nodes, options):
 
 def test_bad_options_are_refused():
     for wrong, message in [
-        ({"reconstruction": "l1"}, "unknown loss 'l1'; expected one of .*'l2sum', 'mse'"),
-        ({"hash_loss": "mean"}, "unknown loss 'mean'; expected one of .*'focused', 'linear'"),
+        (
+            {"reconstruction": "l1"},
+            "unknown reconstruction loss 'l1'; expected one of .*'l2sum', 'mse'",
+        ),
+        ({"hash_loss": "mean"}, "unknown hash loss 'mean'; expected one of .*'focused', 'linear'"),
         ({"discriminator_every": 0}, "must be at least 1, got 5 and 0"),
     ]:
         with pytest.raises(ValueError, match=message):

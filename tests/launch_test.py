@@ -510,8 +510,13 @@ def test_networks_for_attacks_are_checked_before_any_work(digits, tmp_path):
     odd, small = (dataclasses.replace(data, image_size=size) for size in (40, 16))
     for section, changes, images, message in (
         ("tha", {"batch_size": 3}, data, "learned.tha.batch_size must be a multiple of the 8"),
-        ("tha", {"options": {"pair": "circle"}}, data, "learned.tha.options has no 'pair'; it t"),
-        ("prosgan", {"options": {"hash": 1}}, data, "learned.prosgan.options has no 'hash'"),
+        (
+            "tha",
+            {"options": {"pair": "circle"}},
+            data,
+            "learned.tha.options has no field 'pair'; it has",
+        ),
+        ("prosgan", {"options": {"hash": 1}}, data, "learned.prosgan.options has no field 'hash'"),
         ("prosgan", {"base_width": 12}, data, "base_width must be a multiple of 8, got 12"),
         ("prosgan", {}, odd, "the generator needs height and width in multiples of 16 pixels"),
         ("prosgan", {}, small, "at least 32 pixels, got 16 x 16"),
@@ -543,7 +548,7 @@ def test_packed_images_are_not_augmented(digits, tmp_path):
 def test_options_of_another_defence_are_refused(tmp_path):
     config = demo.get_config("smoke").to_dict()
     config["defenses"]["hardened"]["name"] = "cgat"
-    with pytest.raises(ValueError, match="defenses.hardened.options has no 'loss'; it takes"):
+    with pytest.raises(ValueError, match="defenses.hardened.options has no option 'loss'; it has"):
         pipeline.Run(config, tmp_path)
 
 

@@ -226,8 +226,8 @@ def test_loss_is_finite_at_the_edges(name, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pairs": "dpsh"}, 'pairs must be "circle" or "likelihood", got \'dpsh\''),
-        ({"pairs": "circle", "reduction": "max"}, 'reduction must be "mean" or "sum", got'),
+        ({"pairs": "dpsh"}, "unknown pairs 'dpsh'"),
+        ({"pairs": "circle", "reduction": "max"}, "unknown reduction 'max'"),
     ],
 )
 def test_loss_options_are_checked(options, message):
@@ -363,7 +363,7 @@ def test_training_loop_resumes_with_the_same_bits(tmp_path):
         folder=tmp_path,
         steps_per_epoch=2,
         schedule=lambda step: 1e-2,
-        record={"identity": {}},
+        metadata={"identity": {}},
         progress=False,
     )
     assert train(num_epochs=1).step == 2

@@ -75,10 +75,14 @@ def _changed(path, value, make=demo.get_config):
         ("pretrain", {}, "pretrain lacks 'num_epochs'"),
         ("pretrain.schedule.learning_rate", ..., "pretrain.schedule lacks 'learning_rate'"),
         ("attacks.mainstay.targeted", ..., "attacks.mainstay lacks 'targeted'"),
-        ("defenses.hardened.options.epsilon", ..., "hardened.options lacks 'epsilon'; it takes"),
-        ("defenses.hardened.options.steps", 1, "hardened.options has no 'steps'; it takes"),
-        ("defenses.hardened.options.seed", 1, "hardened.options has no 'seed'; it takes"),
-        ("defenses.hardened.state", {"hidden_width": 8}, "hardened.state has no 'hidden_width'"),
+        ("defenses.hardened.options.epsilon", ..., "hardened.options needs the option 'epsilon'"),
+        ("defenses.hardened.options.steps", 1, "hardened.options has no option 'steps'; it has"),
+        ("defenses.hardened.options.seed", 1, "hardened.options has no option 'seed'; it has"),
+        (
+            "defenses.hardened.state",
+            {"hidden_width": 8},
+            "hardened.state has no option 'hidden_width'",
+        ),
         # Kinds of values.
         ("model", "alexnet", "model must be a section of fields, got 'alexnet'"),
         ("attacks", "mainstay", "attacks must be a section that names each attack"),
@@ -118,7 +122,7 @@ def test_a_name_stays_in_its_folder(section, name):
         ("learned.prosgan.options.hash_weight", math.nan, "options.hash_weight must be"),
         ("learned.tha.hidden_width", ..., "learned.tha lacks 'hidden_width'"),
         ("learned.tha.num_epoch", 3, "learned.tha has no field 'num_epoch'"),
-        ("learned.tha.options.pair", 3, "learned.tha.options has no 'pair'"),
+        ("learned.tha.options.pair", 3, "learned.tha.options has no field 'pair'"),
         ("learned.tha", ..., r"'tha' needs the sections \['tha'\] in config.learned"),
     ],
 )
