@@ -588,10 +588,10 @@ def test_bad_options_are_refused():
     for wrong, message in [
         (
             {"reconstruction": "l1"},
-            "unknown reconstruction loss 'l1'; expected one of .*'l2sum', 'mse'",
+            "unknown reconstruction loss 'l1'; .*'l2sum', 'mse'",
         ),
         ({"hash_loss": "mean"}, "unknown hash loss 'mean'; expected one of .*'focused', 'linear'"),
-        ({"discriminator_every": 0}, "must be at least 1, got 5 and 0"),
+        ({"discriminator_every": 0}, "discriminator_every must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):
             _update(**wrong)

@@ -514,7 +514,7 @@ def test_networks_for_attacks_are_checked_before_any_work(digits, tmp_path):
             "tha",
             {"options": {"pair": "circle"}},
             data,
-            "learned.tha.options has no field 'pair'; it has",
+            "learned.tha.options has no field 'pair'",
         ),
         ("prosgan", {"options": {"hash": 1}}, data, "learned.prosgan.options has no field 'hash'"),
         ("prosgan", {"base_width": 12}, data, "base_width must be a multiple of 8, got 12"),

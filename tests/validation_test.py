@@ -81,7 +81,7 @@ def _changed(path, value, make=demo.get_config):
         (
             "defenses.hardened.state",
             {"hidden_width": 8},
-            "hardened.state has no option 'hidden_width'",
+            "has no option 'hidden_width'",
         ),
         # Kinds of values.
         ("model", "alexnet", "model must be a section of fields, got 'alexnet'"),
