@@ -225,7 +225,7 @@ def hag(
             "use sdha, or pgd with target codes"
         )
     options.check_numbers(learning_rate=learning_rate, momentum=momentum, batch_scale=batch_scale)
-    hamming.check_codes("own_codes", own_codes, zeros=True)
+    hamming.check_codes("own_codes", own_codes)
 
     def loss_fn(soft_codes: Array, _: Array) -> Array:
         losses = hag_loss(soft_codes, own_codes, threshold=threshold, balance_weight=balance_weight)
