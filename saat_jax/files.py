@@ -4,16 +4,12 @@ import contextlib
 import json
 import os
 import pathlib
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from saat_jax import options
-
-# A type of JSON, or several: `str | None`.
-Kind = type | types.UnionType
+from saat_jax import schema
 
 _CURE = "delete it and start again"
 
@@ -79,15 +75,14 @@ def whole_lines(path: pathlib.Path) -> list[str]:
 
 
 def read_json(
-    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Reads a tree of JSON's types that is an object at its top.
 
     Args:
         path: the file.
         cure: what to do about a damaged file, for the message.
-        fields: those that it must have, with their types. `float` takes whole numbers too; a
-            type or none is `str | None`.
+        fields: what it must hold, as `schema.check` takes it; there may be others too.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -97,7 +92,7 @@ def read_json(
 
 
 def read_json_lines(
-    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+    path: pathlib.Path, *, cure: str = _CURE, fields: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """Reads objects of JSON, one a line; none if there is no file. Else as `read_json`.
 
@@ -111,7 +106,7 @@ def read_json_lines(
 
 
 def parse_json(
-    content: bytes, place: str, *, cure: str = _CURE, fields: Mapping[str, Kind] | None = None
+    content: bytes, place: str, *, cure: str = _CURE, fields: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Reads a tree of JSON's types from bytes; `place` names them. Else as `read_json`."""
     try:
@@ -122,17 +117,10 @@ def parse_json(
         raise ValueError(f"{place} is no JSON ({fault}); {cure}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{place} must be an object of JSON, got a {type(tree).__name__}; {cure}")
-    for name, kind in (fields or {}).items():
-        if name not in tree:
-            raise ValueError(f"{place} lacks {name!r}; {cure}")
-        value = tree[name]
-        fits = isinstance(value, int | float if kind is float else kind)
-        # A truth value is an integer to Python.
-        if not fits or (kind in (int, float) and isinstance(value, bool)):
-            raise ValueError(
-                f"{place} must have a {getattr(kind, '__name__', kind)} as {name!r}, got "
-                f"{options.shortened(repr(value), 60)}; {cure}"
-            )
+    try:
+        schema.check("", tree, {"*": schema.whatever, **(fields or {})})
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; {cure}") from error
     return tree
 
 

@@ -22,6 +22,7 @@ LIBRARY = (
         "optimizers",
         "parallel",
         "perturbation",
+        "schema",
     ),
     ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
     ("generative", "prototypes"),
@@ -30,7 +31,16 @@ LIBRARY = (
     ("pipeline",),
 )
 # Floor 0 may use what is left of it in this row.
-FLOOR = ("options", "files", "labels", "hamming", "optimizers", "parallel", "perturbation")
+FLOOR = (
+    "options",
+    "schema",
+    "files",
+    "labels",
+    "hamming",
+    "optimizers",
+    "parallel",
+    "perturbation",
+)
 LAUNCH = (("settings", "terminal"), ("main", "prepare"), ("reproduce",), ("command",))
 CONFIGS = (
     ("common",),

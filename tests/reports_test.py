@@ -194,26 +194,26 @@ def _damage(path, place, value):
 
 # What is put where in a record, and what is then said of it.
 DAMAGE = {
-    "targeted": (None, "targeted must be true or false, got None"),
+    "targeted": (None, "targeted must be True or False, got None"),
     "model": ("other", "expected the record of .*'hardened'.* got .*'other'.*move it back"),
-    "metrics": ([], r"metrics must be an object of JSON, got \[\]"),
+    "metrics": ([], r"metrics must be a section of fields, got \[\]"),
     "metrics.map": (7.5, "metrics.map must be a number from 0 to 1, got 7.5"),
     "metrics.theory_map": (float("nan"), "metrics.theory_map must be a number .*got nan"),
     "metrics.t_map": ([0.5], "metrics.t_map must be a number from 0 to 1, got"),
     "perturbation.l2": (10**400, "perturbation.l2 must be a number, got 1000"),
-    "curves": (None, "curves must be an object of JSON, got None"),
+    "curves": (None, "curves must be a section of fields, got None"),
     "curves.precision_recall.recall": ([0.5], r"lists of one length, got \[1, 100\]"),
     "curves.precision_recall.precision": (["a"] * 100, r"precision\[0\] must be a number from 0"),
     "curves.precision_at_n.n": (["a"] * 91, r"precision_at_n.n\[0\] must be a number, got 'a'"),
     "curves.precision_at_n.precision": ([], "precision must be a list that is not empty"),
-    "settings": ([1], r"settings must be an object of JSON, got \[1\]"),
+    "settings": ([1], r"settings must be a section of fields, got \[1\]"),
     "settings.epsilon": ("8/255", "settings.epsilon must be a number from 0 to 1, got '8/255'"),
     "settings.num_steps": (1.5, "settings.num_steps must be a whole number"),
     "settings.attack": (3, "settings.attack must be a text, got 3"),
-    "perturbation": ("none", "perturbation must be an object of JSON, got 'none'"),
+    "perturbation": ("none", "perturbation must be a section of fields, got 'none'"),
     "perturbation.mse": ("a", "perturbation.mse must be a number, got 'a'"),
     "seconds_per_image": (-1, "seconds_per_image must be a number from 0 to .*, got -1"),
-    "protocol": (5, "protocol must be an object of JSON, got 5"),
+    "protocol": (5, "protocol must be a section of fields, got 5"),
     "protocol.k": ("all", "protocol.k must be a whole number"),
     "protocol.base_rate": (True, "protocol.base_rate must be a number from 0 to 1, got True"),
 }
@@ -245,7 +245,7 @@ def test_record_that_is_none_is_named(tmp_path, content):
     [
         ("records/hardened/mainstay", "metrics", {"t_map": 0.5}, "metrics lacks 'map'; delete it"),
         ("records/hardened/mainstay", "targeted", True, "metrics lacks 't_map'; delete it"),
-        ("records/hardened/mainstay", "protocol", {}, "protocol lacks 'k'; delete it"),
+        ("records/hardened/mainstay", "protocol", {}, "protocol lacks 'k'; it has"),
         ("transfer/hag", "benign", {}, "of the same models; delete it"),
         ("transfer/hag", "benign", {"a:x": 0.5}, "of the same models; delete it"),
     ],
@@ -297,8 +297,8 @@ def test_damaged_files_cost_no_page_and_are_named(tmp_path, no_drawing, capsys):
         "samples/step_abc.png: its name must be step_NUMBER.png; rename or delete it",
         "samples/step_20.png is no whole PNG; delete it",
         "records/pretrained/hag.json: metrics.map must be a number from 0 to 1, got 7.5",
-        "transfer/hag.json: metric must be one of ['map', 't_map'], got 'accuracy'",
-        "transfer/a_p2p.json: matrix.a:x.b:x must be a number from 0 to 1, got",
+        "transfer/hag.json: metric: unknown metric 'accuracy'; expected one of ['map', 't_map']",
+        "transfer/a_p2p.json: benign and each row of matrix must be of the same models",
         "records/pretrained/sdha.npz cannot be read",
         "metrics.jsonl, line 2: loss must be a number, got 'low'",
         "config.json is no JSON",
@@ -332,7 +332,7 @@ def test_records_of_other_settings_are_told_apart(tmp_path, no_drawing, capsys):
         path.write_text((run / source.format("", "")).read_text())
         _damage(path, place, value)
     (run / "records/hardened/earlier/noise.0123abcd.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"earlier/noise\.0123abcd\.json: model must be a text"):
+    with pytest.raises(ValueError, match=r"earlier/noise\.0123abcd\.json: it lacks 'model'"):
         reports.show_report(run)
     table = capsys.readouterr().out
     assert "records of other settings, kept and listed on the page: 4\n" in table

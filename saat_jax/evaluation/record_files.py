@@ -51,7 +51,7 @@ class RecordFiles:
         """Folder of the images that the record is about, if they are saved."""
         return self.folder / self.name
 
-    def read(self, fields: Mapping[str, files.Kind] | None = None) -> dict[str, Any] | None:
+    def read(self, fields: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The record if it is there with this identity, else None.
 
         Args:
@@ -63,7 +63,7 @@ class RecordFiles:
         record = self._read_any(fields)
         return record if record and record["identity"] == self.identity else None
 
-    def _read_any(self, fields: Mapping[str, files.Kind] | None = None) -> dict[str, Any] | None:
+    def _read_any(self, fields: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         if not self.record.is_file():
             return None
         wanted = {"identity": str, **(fields or {})}

@@ -127,7 +127,7 @@ def _read(path: pathlib.Path, model: TrainedModel) -> tuple[np.ndarray, dict[str
     cure = "run the task 'encode' with this --workdir"
     if not path.is_file():
         raise ValueError(f"{path} is missing; {cure}")
-    fields = {"made_from": dict, "num_bits": int, "paths": list | None}
+    fields = {"made_from": dict, "num_bits": int, "paths": (None, list)}
     about = files.read_json(path.with_suffix(".json"), cure=cure, fields=fields)
     try:
         packed = np.load(path, allow_pickle=False)

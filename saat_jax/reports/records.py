@@ -1,7 +1,6 @@
 """The files of a run, read and checked."""
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saat_jax import files, options
+from saat_jax import files, options, schema
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -24,36 +23,46 @@ METRICS = options.Choices("metric", {"map": "MAP", "t_map": "t-MAP"})
 _FEW_ATTACKS = 4
 _AGAIN = "delete it and evaluate again"
 
-# What the files hold, as `_problem` reads it. A mean of shares may be rounded to above 1.
+
+def _same_lengths(shape: Mapping[str, Any]) -> schema.Check:
+    """Of a shape whose fields are lists, all as long."""
+
+    def check(place: str, value: Any) -> None:
+        schema.check(place, value, shape)
+        if len(lengths := {len(value[name]) for name in shape}) > 1:
+            raise ValueError(f"{place} must have lists of one length, got {sorted(lengths)}")
+
+    return check
+
+
+# What the files hold. A mean of shares may be rounded to above 1.
 _SHARE = options.Range(0, 1 + 1e-6)
 _MADE = {
-    "protocol": {"k": (None, options.RANGES["k"]), "base_rate": (None, _SHARE)},
-    "settings": (
-        None,
-        {
-            "attack": (None, str),
-            "epsilon": (None, options.RANGES["epsilon"]),
-            "num_steps": (None, options.RANGES["num_steps"]),
-        },
-    ),
+    "protocol": {"k": (None, options.RANGES["k"]), "base_rate?": _SHARE, "*": schema.whatever},
+    "settings?": {
+        "attack?": str,
+        "epsilon?": options.RANGES["epsilon"],
+        "num_steps?": options.RANGES["num_steps"],
+        "*": schema.whatever,
+    },
+    "*": schema.whatever,
 }
 _RECORD = {
     "model": str,
     "attack": str,
     "targeted": bool,
-    "metrics": {...: _SHARE},
+    "metrics": {"*": _SHARE},
     "curves": {
-        f"{kind}{labels}": (None, {axis: [float], "precision": [_SHARE]})
+        f"{kind}{labels}?": _same_lengths({axis: [float], "precision": [_SHARE]})
         for kind, axis in (("precision_recall", "recall"), ("precision_at_n", "n"))
         for labels in ("", "_target")
     },
-    "perturbation": (None, {...: float}),
-    "seconds_per_image": (None, options.Range(0, 10**9)),
+    "perturbation?": {"*": float},
+    "seconds_per_image?": options.Range(0, 10**9),
     **_MADE,
 }
-_MATRIX = {"metric": METRICS, "benign": {...: _SHARE}, "matrix": {...: {}}, **_MADE}
+_MATRIX = {"metric": METRICS, "benign": {"*": _SHARE}, "matrix": {"*": {"*": _SHARE}}, **_MADE}
 _KINDS = {
-    **{str: "a text", bool: "true or false", float: "a number"},
     np.floating: "floats from 0 to 1",
     np.uint8: "uint8",
     np.bool_: "booleans",
@@ -247,7 +256,7 @@ def display_name(name: str) -> str:
 
 def load_record(path: pathlib.Path) -> Record:
     """Reads a record's JSON; ValueError says what is wrong with it."""
-    record = _checked(files.read_json(path, cure=_AGAIN), _RECORD, str(path))
+    record = files.read_json(path, cure=_AGAIN, fields=_RECORD)
     model = path.parents[path.parent.name == EARLIER].name
     expected = {"model": model, "attack": _attack_of(path)}
     got = {field: record[field] for field in expected}
@@ -256,22 +265,16 @@ def load_record(path: pathlib.Path) -> Record:
             f"{path}: expected the record of {expected}, got {got}; if it was moved, move it back, "
             f"else {_AGAIN}"
         )
-    for section, name in (
-        ("metrics", "t_map" if record["targeted"] else "map"),
-        ("protocol", "k"),
-    ):
-        if name not in record[section]:
-            raise ValueError(f"{path}: {section} lacks {name!r}; {_AGAIN}")
+    if (name := "t_map" if record["targeted"] else "map") not in record["metrics"]:
+        raise ValueError(f"{path}: metrics lacks {name!r}; {_AGAIN}")
     return record
 
 
 def _load_matrix(path: pathlib.Path) -> Record:
-    matrix = {**files.read_json(path, cure=_AGAIN), "attack": _attack_of(path)}
-    _checked(matrix, _MATRIX, str(path))
-    judges = dict.fromkeys(matrix["benign"], _SHARE)
+    matrix = {**files.read_json(path, cure=_AGAIN, fields=_MATRIX), "attack": _attack_of(path)}
+    judges = matrix["benign"].keys()
     # A run that was stopped has some rows.
-    _checked(matrix, {"matrix": {...: judges}}, str(path))
-    if not judges or any(row.keys() != judges.keys() for row in transfer_rows(matrix).values()):
+    if not judges or any(row.keys() != judges for row in matrix["matrix"].values()):
         raise ValueError(
             f"{path}: benign and each row of matrix must be of the same models; {_AGAIN}"
         )
@@ -306,9 +309,7 @@ def transfer_rows(matrix: Record) -> dict[str, dict[str, float]]:
 
 def _load_log(path: pathlib.Path) -> list[dict[str, float]]:
     """Reads the lines of a training log. A resumed run writes again the line that was cut."""
-    cure = "remove the line"
-    lines = enumerate(files.read_json_lines(path, cure=cure), 1)
-    return [_checked(line, {...: float}, f"{path}, line {i}", cure) for i, line in lines]
+    return files.read_json_lines(path, cure="remove the line", fields={"*": float})
 
 
 def load_examples(path: pathlib.Path) -> Examples:
@@ -330,51 +331,3 @@ def load_examples(path: pathlib.Path) -> Examples:
                 f"{array.dtype}; {_AGAIN}"
             )
     return examples
-
-
-def _checked(tree: T, shape: Any, place: str, cure: str = _AGAIN) -> T:
-    """Returns a tree of JSON's types; ValueError says what in it is not of a shape."""
-    if problem := _problem(tree, shape, ""):
-        raise ValueError(f"{place}: {problem}; {cure}")
-    return tree
-
-
-def _problem(value: Any, shape: Any, field: str) -> str:
-    """What is wrong with a value, in words; empty if nothing is.
-
-    A shape is a type, a range, a table of names; `(None, shape)` for what may be absent; a list
-    of one shape; or the shapes of an object's fields, `...` standing for all fields that there
-    are. No list is empty, and those of one object are of one length.
-    """
-    got = f"got {options.shortened(repr(value), 60)}"
-    names: Iterable[Any] = ()
-    if isinstance(shape, options.Range):  # A tuple too.
-        problem = shape.problem(value)
-        return problem and f"{field} {problem}"
-    if isinstance(shape, tuple):
-        return "" if value is None else _problem(value, shape[1], field)
-    if isinstance(shape, options.Choices):
-        return "" if value in list(shape) else f"{field} must be one of {sorted(shape)}, {got}"
-    if isinstance(shape, type):
-        fits = isinstance(value, int | float if shape is float else shape)
-        # A truth value is a number to Python, NaN is no other's equal, and nobody can draw 1e308.
-        fits &= value == value and (shape is bool or not isinstance(value, bool))
-        if fits and not (shape is float and 1e30 < abs(value) != math.inf):
-            return ""
-        return f"{field} must be {_KINDS[shape]}, {got}"
-    if isinstance(shape, list):
-        if not isinstance(value, list) or not value:
-            return f"{field} must be a list that is not empty, {got}"
-        parts = [(part, shape[0], f"{field}[{i}]") for i, part in enumerate(value)]
-    else:
-        if not isinstance(value, dict):
-            return f"{field} must be an object of JSON, {got}"
-        names = value if ... in shape else shape
-        parts = [
-            (value.get(name), shape.get(name, shape.get(...)), f"{field}.{name}".lstrip("."))
-            for name in names
-        ]
-    if problem := next(filter(None, (_problem(*part) for part in parts)), ""):
-        return problem
-    lengths = {len(value[name]) for name in names if isinstance(shape.get(name), list)}
-    return f"{field} must have lists of one length, got {sorted(lengths)}" * (len(lengths) > 1)
