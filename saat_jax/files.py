@@ -120,7 +120,7 @@ def parse_json(
     try:
         schema.check("", tree, {"*": schema.whatever, **(fields or {})})
     except ValueError as error:
-        raise ValueError(f"{place}: {error}; {cure}") from error
+        raise ValueError(f"{place.rstrip(',')}: {error}; {cure}") from error
     return tree
 
 
