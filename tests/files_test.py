@@ -84,7 +84,7 @@ def test_damaged_json_is_one_kind_of_error(content, fault, tmp_path):
     fields = {"map": float, "model": (None, str)}
     for read in (files.read_json, files.read_json_lines):
         path.write_bytes(content + b"\n")
-        with pytest.raises(ValueError, match=rf"a\.json(, line 1,)? ?{fault}.*; evaluate again$"):
+        with pytest.raises(ValueError, match=rf"a\.json(, line 1,?)? ?{fault}.*; evaluate again$"):
             read(path, cure="evaluate again", fields=fields)
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         files.read_json(tmp_path / "absent.json")
