@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import re
 import shutil
 
 import jax
@@ -638,6 +640,21 @@ def test_finished_records_are_not_made_again(problem, records, monkeypatch):
         with pytest.raises(AssertionError, match="made again"):
             again(**changes)
     assert _times(folder) == times
+
+
+def test_an_attack_of_ones_own_is_judged_as_the_docs_show(problem, tmp_path, monkeypatch):
+    docs = (pathlib.Path(__file__).parents[1] / "docs" / "attacks.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", docs, flags=re.DOTALL)
+    # Taken away again after the test.
+    monkeypatch.setitem(evaluation.ATTACKS, "adam", None)
+    monkeypatch.delitem(evaluation.ATTACKS, "adam")
+    names = {}
+    exec(compile(code, "attacks.md", "exec"), names)
+    made = _evaluate(problem, tmp_path / "model", suite={"mine": names["settings"]})
+    assert made["mine"]["settings"] == names["settings"].asdict()
+    assert made["mine"]["metrics"]["map"] < made["benign"]["metrics"]["map"]
+    with pytest.raises(ValueError, match="attack 'adam' already"):
+        exec(compile(code, "attacks.md", "exec"), {})
 
 
 def test_a_record_of_other_settings_is_kept(problem, records, tmp_path, capsys):

@@ -8,11 +8,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from configs import demo
-from saat_jax import pipeline
+from saat_jax import defenses, objectives, pipeline
 from saat_jax.pipeline import tasks, workdir
 
 
@@ -47,7 +49,7 @@ def _hold(folder):
     """Another program that holds a folder, until it is killed."""
     code = """
 import pathlib, sys, time
-from saat_jax import pipeline
+from saat_jax import defenses, objectives, pipeline
 with pipeline.locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -187,3 +189,44 @@ def test_targets_are_drawn_where_they_are_needed(tmp_path, digits, change):
     # Where they can be drawn, an untargeted suite has them too: its records say benign t-MAP.
     run = pipeline.Run(untargeted, tmp_path / "run", digits)
     assert run.targets_of(run.suite).shape == (40, 10)
+
+
+# --- what is registered from outside ---
+
+
+def test_a_defence_and_an_objective_of_ones_own_train(tmp_path, digits, monkeypatch):
+    def pull(model, objective, optimizer, *, seed, strength):
+        """Plain hashing, whose gradients are as strong as asked for."""
+        scaled = optax.GradientTransformation(
+            optimizer.init,
+            lambda gradients, *rest: optimizer.update(
+                jax.tree.map(lambda x: strength * x, gradients), *rest
+            ),
+        )
+        return defenses.make_hashing_update(model, objective, scaled, seed=seed)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Spread(type(objectives.create_objective("dph"))):
+        pass
+
+    for table, name, entry in (
+        (defenses.DEFENSES, "pull", defenses.Defense(pull, options={"strength": ...})),
+        (objectives.OBJECTIVES, "spread", Spread),
+    ):
+        # Taken away again after the test.
+        monkeypatch.setitem(table, name, None)
+        monkeypatch.delitem(table, name)
+        table.register(name, entry)
+    config = demo.get_config("smoke").to_dict()
+    config["objective"] = {"name": "spread"}
+    stage = {**config["defenses"]["hardened"], "name": "pull", "options": {}}
+    config["defenses"] = {"pulled": stage}
+    with pytest.raises(ValueError, match="pulled.options needs the option 'strength'"):
+        pipeline.validate(config)
+    stage["options"] = {"strength": 0.5}
+    run = pipeline.Run(config, tmp_path, digits)
+    pipeline.train_hash(run)
+    pipeline.harden(run, "pulled")
+    before, after = (run.load_model(name).variables for name in ("pretrained", "pulled"))
+    kernels = [np.asarray(x["params"]["hash"]["kernel"]) for x in (before, after)]
+    assert np.any(kernels[0] != kernels[1])
