@@ -132,7 +132,7 @@ def pack(options: argparse.Namespace) -> str:
         root=options.root,
         image_size=options.image_size,
         resize=options.resize,
-        remap=dict(text.split("=", 1) for text in options.remap),
+        remap=options.remap,
         # What is packed already has been decoded.
         decode=not os.path.isfile(os.path.join(options.output, "splits.npz")),
     )
@@ -180,8 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--remap", metavar="OLD=NEW", action="append", default=[])
     options = parser.parse_args(arguments)
-    if wrong := [text for text in getattr(options, "remap", ()) if "=" not in text]:
-        parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")
+    try:
+        datasets.parse_remap(getattr(options, "remap", ()))
+    except ValueError as error:
+        parser.error(str(error))
     if options.command == "pack":
         print(pack(options))
     else:

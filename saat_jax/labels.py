@@ -25,7 +25,7 @@ def share_label(labels: ArrayLike, other_labels: ArrayLike) -> Any:
         [[True, False], [True, True]]
     """
     if isinstance(labels, np.ndarray) and isinstance(other_labels, np.ndarray):
-        return labels.astype(np.float32) @ other_labels.astype(np.float32).T > 0
+        return np.asarray(labels, np.float32) @ np.asarray(other_labels, np.float32).T > 0
     # Floats: a product of small integers would overflow.
     return jnp.asarray(labels, jnp.float32) @ jnp.asarray(other_labels, jnp.float32).T > 0
 

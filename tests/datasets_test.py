@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -109,7 +110,7 @@ def test_geometry_without_crop_and_with_one_that_does_not_fit():
     assert datasets.resize_crop_geometry(30, 20, resize=None, crop=8) == (8, 8, 0, 0)
     with pytest.raises(ValueError, match="at least image_size = 9, got 8"):
         datasets.resize_crop_geometry(30, 20, resize=8, crop=9)
-    with pytest.raises(ValueError, match="image_size must be positive"):
+    with pytest.raises(ValueError, match="image_size must be a whole number from 1"):
         datasets.resize_crop_geometry(30, 20, resize=8, crop=0)
 
 
@@ -317,8 +318,8 @@ def test_batch_larger_than_the_split():
         ({"batch_size": 0}, "positive multiple of the 1 processes, got 0; try 1"),
         ({"batch_size": 6, "process_count": 4}, "the 4 processes, got 6; try 4"),
         ({"process_index": 1}, "process_index must be in 0 to process_count - 1 = 0, got 1"),
-        ({"start_step": -1}, "must not be negative"),
-        ({"seed": -1}, "must not be negative"),
+        ({"start_step": -1}, "start_step must be a whole number from 0"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
         ({"resize": 4}, "at least image_size = 8, got 4"),
     ],
 )
@@ -459,9 +460,9 @@ def test_all_problems_come_in_one_report(tmp_path):
         "train_label.txt: 1 lines without labels (line 10: images/bare.jpg).",
         "train_img.txt: 1 lines without a path (line 11).",
         f"test_img.txt: 1 missing images (line 4: {place}/gone.jpg).",
-        f"test_img.txt: 1 undecodable JPEG or PNG images (line 5: {place}/cut.jpg).",
-        f"database_img.txt: 1 undecodable JPEG or PNG images (line 7: {place}/text.jpg).",
-        "test_img.txt: 1 labels other than 0 and 1 (line 6, column 2: 2).",
+        f"test_img.txt: 1 undecodable images (line 5: {place}/cut.jpg: image file is truncated",
+        f"database_img.txt: 1 undecodable images (line 7: {place}/text.jpg: no image of",
+        "test_label.txt: 1 labels other than 0 and 1 (line 6, column 2: 2).",
         f"test_img.txt: 2 queries that also stand in database (line 8: {place}/d0.jpg; "
         f"line 9: {place}/d5.jpg).",
         f"test_img.txt: 1 queries that also stand in train (line 8: {place}/d0.jpg).",
@@ -473,7 +474,7 @@ def test_all_problems_come_in_one_report(tmp_path):
     assert not problems
     assert str(caught.value).startswith(f"12 problems in {tmp_path}:\n  1. ")
     warnings = "\n".join(caught.value.warnings)
-    assert f"test_img.txt: 1 rows without any label (line 7: {place}/zero.jpg)" in warnings
+    assert f"test_label.txt: 1 rows without any label (line 7: {place}/zero.jpg)" in warnings
     assert f"database_img.txt: 1 rows that repeat an earlier one (line 8: {place}" in warnings
     assert f"train images not in the database (line 12: {place}/last.jpg)" in warnings
 
@@ -500,7 +501,7 @@ def test_class_names_fix_the_number_of_columns(tmp_path):
 def test_missing_and_empty_lists(tmp_path):
     with pytest.raises(datasets.ManifestError, match="no lists"):
         _load(tmp_path)
-    with pytest.raises(datasets.ManifestError, match="no lists: found None"):
+    with pytest.raises(datasets.ManifestError, match="no lists: the folder cannot be read"):
         _load(tmp_path / "absent")
     _write_lists(tmp_path, _sound())
     os.remove(tmp_path / "database_label.txt")
@@ -569,6 +570,164 @@ def test_shared_data_are_sound(name):
     assert not set(dataset.query.paths) & set(dataset.database.paths)
     batch = next(datasets.eval_batches(dataset.query, batch_size=6, image_size=32, resize=40))
     assert batch["image"].shape == (6, 32, 32, 3) and 0.1 < batch["image"].mean() < 0.9
+
+
+def _spoilt(root: pathlib.Path, edits: dict[str, str | bytes | None]) -> datasets.ManifestError:
+    _write_lists(root, _sound())
+    for name, content in edits.items():
+        (root / name).unlink(missing_ok=True)
+        if isinstance(content, str):
+            content = content.encode()
+        if content is None:
+            (root / name).mkdir()
+        elif content:
+            (root / name).write_bytes(content)
+    with pytest.raises(datasets.ManifestError) as caught:
+        _load(root)
+    assert len(str(caught.value)) < 4000
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]", str(caught.value))
+    return caught.value
+
+
+FORMAT_A = ["train_img.txt", "train_label.txt", "test_img.txt", "test_label.txt"]
+FORMAT_A += ["database_img.txt", "database_label.txt"]
+GONE: dict[str, str | bytes | None] = dict.fromkeys(FORMAT_A, b"")
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"train_label.txt": b"", "train_labels.txt": "1"}, r"label.txt: missing.*labels.txt"),
+        ({"train_label.txt": None}, "train_label.txt: cannot be read, is a directory"),
+        (
+            {"train_label.txt": "1 0 0\n1 x 0\n1 0 0\n1 0 0\n"},
+            r"train_label.txt: 1 .*\(line 2: 1 x",
+        ),
+        ({"train_label.txt": "1,0,0\n" * 4}, "train_label.txt: 4 rows with commas"),
+        ({"test_img.txt": "images\\q0.png\n" * 3}, r"write / in place of \\\."),
+        ({"test_img.txt": "é\n".encode("utf-16")}, "test_img.txt: of another encoding than UTF-8"),
+        ({"test_img.txt": "caf\xe9.png\n".encode("latin-1") * 3}, r"caf\\udce9.*are no UTF-8"),
+        ({"test_img.txt": "\x1b[31mred\n" * 3}, "3 missing images.*x1b"),
+        ({"test_img.txt": "x" * 10**6}, r"\(1,000,000 characters\)|0,0\d\d characters"),
+        ({"classes.txt": "\n\n"}, "classes.txt: empty"),
+        ({"classes.txt": b"caf\xe9\nb\nc\n"}, "classes.txt: 1 lines in another encoding"),
+        (
+            {**GONE, "train.txt": "a.jpg,1,0\n", "test.txt": "b 1 0", "database.txt": "a.jpg 1 0"},
+            "train.txt: 1 rows with commas",
+        ),
+        ({"train.txt": "a.jpg 1 0\n"}, "train.txt: of format B, beside .* of format A"),
+        (
+            {"train_img.txt": "1 0 0\n", "train_label.txt": "images/d0.jpg\n"},
+            "holds labels, and train_label.txt the paths. Swap them",
+        ),
+    ],
+)
+def test_what_is_wrong_with_lists_is_named(tmp_path, edits, message):
+    assert re.search(message, str(_spoilt(tmp_path, edits)))
+
+
+def test_one_column_is_the_index_of_a_class(tmp_path):
+    _write_lists(tmp_path, _sound())
+    for name, rows in {"train": 4, "test": 3, "database": 6}.items():
+        text = "".join(f"{row % 3}\n" for row in range(rows))
+        (tmp_path / f"{name}_label.txt").write_text(text)
+    dataset = _load(tmp_path)
+    np.testing.assert_array_equal(dataset.train.labels, np.eye(3)[[0, 1, 2, 0]])
+    (warning,) = dataset.warnings
+    assert warning.startswith("one label column: read as the index of each row's class, 0 to 2")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(datasets.ManifestError, match="other than the index of a class .*line 3: 2"):
+        _load(tmp_path)
+
+
+def test_names_in_another_unicode_form_are_found(tmp_path):
+    splits = _sound()
+    splits["test"][0] = ("images/cafe\u0301.png", "1 0 0")
+    _write_lists(tmp_path, splits)
+    (tmp_path / "test_img.txt").write_text("images/caf\xe9.png\nimages/q1.png\nimages/q2.png\n")
+    dataset = _load(tmp_path)
+    assert "in another Unicode form" in dataset.warnings[0]
+    assert dataset.query.paths[0].endswith("cafe\u0301.png")
+
+
+# ---- files of images
+
+
+def _bomb(path: pathlib.Path, width: int, height: int) -> None:
+    Image.new("1", (width, height)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: _bomb(path, 20_000, 20_000), "67,108,864 pixels"),
+        (lambda path: _bomb(path, 1, 20_000), "1 x 20,000 pixels.*100 times as long"),
+        (lambda path: path.write_text("<html>"), "no image of a known format"),
+        (lambda path: _picture(0).save(path, format="TIFF"), "tiff; expected a jpeg, png"),
+        (
+            lambda path: _picture(0).save(
+                path, format="GIF", save_all=True, append_images=[_picture(1)]
+            ),
+            "animation of 2 frames",
+        ),
+        (lambda path: path.write_bytes(b""), "a file of 0 bytes"),
+        (lambda path: path.unlink(), "no such file|missing"),
+        (lambda path: (path.unlink(), path.mkdir()), "a folder or a device"),
+    ],
+)
+def test_the_check_refuses_what_the_run_refuses(tmp_path, spoil, message):
+    _write_lists(tmp_path, _sound())
+    query = _load(tmp_path).query
+    spoil(tmp_path / "images" / "q1.png")
+    with pytest.raises(datasets.ManifestError, match=rf"(?i)test_img.txt: 1 .*({message})"):
+        _load(tmp_path)
+    with pytest.raises(ValueError, match=rf"(?i)q1.png: .*({message}).*saat-jax check"):
+        list(datasets.eval_batches(query, batch_size=3, image_size=8, resize=10))
+
+
+def test_the_format_counts_and_not_the_name(tmp_path):
+    _write_lists(tmp_path, _sound())
+    _picture(3).save(tmp_path / "images" / "q1.png", format="WEBP", lossless=True)
+    query = _load(tmp_path).query
+    actual = datasets.load_images(query, [1], image_size=18, resize=18)
+    np.testing.assert_array_equal(np.rint(actual[0] * 255), _pillow(query.paths[1], 18, 18))
+
+
+def test_images_are_turned_upright_if_asked_to(tmp_path):
+    _write_lists(tmp_path, _sound())
+    exif = Image.Exif()
+    exif[274] = 6
+    _picture(0).save(tmp_path / "images" / "q0.png", exif=exif)
+    plain, turned = _load(tmp_path), _load(tmp_path, exif=True)
+    assert plain.fingerprint() != turned.fingerprint()
+    sizes = {"image_size": 18, "resize": 18}
+    actual = datasets.load_images(turned.query, [0], **sizes)
+    expected = np.rot90(datasets.load_images(plain.query, [0], **sizes), -1, axes=(1, 2))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_sizes_after_resizing_are_bounded(tmp_path):
+    _bomb(tmp_path / "long.png", 5000, 50)
+    split = datasets.Split("query", np.ones((1, 1), np.float32), (str(tmp_path / "long.png"),))
+    with pytest.raises(ValueError, match="resized to 1,638,400 x 16,384 pixels by resize=16384"):
+        datasets.load_images(split, [0], image_size=8, resize=2**14)
+
+
+def test_pictures_are_read_by_pillow_alone(tmp_path):
+    _write_lists(tmp_path, _sound())
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'tensorflow_datasets', 'array_record'):\n"
+        "    sys.modules[name] = None\n"
+        "from saat_jax import datasets\n"
+        f"data = datasets.load_dataset(source='lists', root={str(tmp_path)!r}, image_size=8)\n"
+        "sizes = dict(image_size=8, resize=None)\n"
+        "(batch,) = datasets.eval_batches(data.query, batch_size=4, **sizes)\n"
+        "assert batch['mask'].sum() == 3 and batch['image'].any()\n"
+        "datasets.load_images(data.train, [0, 1], **sizes)\n"
+        "next(datasets.train_batches(data.train, batch_size=2, seed=0, num_epochs=1, **sizes))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- digits
@@ -645,11 +804,11 @@ def test_enlargement_worked_by_hand():
     ("options", "message"),
     [
         ({"image_size": 15}, "at least 16"),
-        ({"num_train": 81}, "num_train between 1 and num_database"),
-        ({"num_query": 0}, "num_query must be positive"),
-        ({"contrast": 0}, "contrast must be positive"),
-        ({"resize": 40}, "source 'digits' has no option resize; it takes image_size"),
-        ({"colour": True}, "source 'digits' has no option colour"),
+        ({"num_train": 81}, "num_train must be between 1 and num_database = 80, got 81"),
+        ({"num_query": 0}, "num_query must be a whole number from 1"),
+        ({"contrast": 0}, "contrast must be a number above 0"),
+        ({"resize": 40}, "source 'digits' has no option 'resize'; it has .*'image_size'"),
+        ({"colour": True}, "source 'digits' has no option 'colour'"),
     ],
 )
 def test_digits_refuse_bad_options(options, message):
@@ -662,8 +821,34 @@ def test_load_dataset_names_what_exists():
         ValueError, match=r"'list'; expected one of \['digits', 'lists', 'packed', 'tfds'\]"
     ):
         datasets.load_dataset(source="list", image_size=8)
-    with pytest.raises(ValueError, match="source 'lists' needs root"):
+    with pytest.raises(ValueError, match="source 'lists' needs the option 'root'"):
         datasets.load_dataset(source="lists", image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "list"}, "unknown source 'list'; expected one of"),
+        ({"colour": 1}, "source 'lists' has no option 'colour'; it has "),
+        ({"root": ""}, "source 'lists' needs the option 'root'"),
+        ({"root": 3}, "root must be a text, got 3"),
+        ({"image_size": 0}, "image_size must be a whole number from 1"),
+        ({"image_size": "32"}, "image_size must be a whole number"),
+        ({"resize": 0}, "resize must be a whole number from 1"),
+        ({"resize": 7}, "at least image_size = 8, got 7"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"skip_corrupt": "yes"}, "skip_corrupt must be True or False, got"),
+        ({"exif": 1}, "exif must be True or False"),
+        ({"remap": "/home/me"}, "remap expects OLD=NEW, beginnings of paths, got '/home/me'"),
+        ({"remap": ("a=b", 3)}, "remap expects OLD=NEW, beginnings of paths, got '3'"),
+        ({"remap": 3}, "remap expects OLD=NEW"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(options, message):
+    given = {"source": "lists", "root": "/absent", "image_size": 8} | options
+    for check in (datasets.check_options, datasets.load_dataset):
+        with pytest.raises(ValueError, match=message):
+            check(**given)
 
 
 # ---- TFDS

@@ -408,7 +408,7 @@ def _listed(table):
     [
         ("task", "train", "unknown task 'train'" + _listed(pipeline.TASKS)),
         ("data.source", "coco", "unknown source 'coco'" + _listed(datasets.SOURCES)),
-        ("data.num_train", 10**6, "num_train between 1 and num_database"),
+        ("data.num_train", 10**6, "num_train must be between 1 and num_database"),
         ("model.name", "resnet", "unknown network 'resnet'" + _listed(networks.NETWORKS)),
         ("model.num_bits", 0, "model.num_bits must be a whole number from 1 to 65536, got 0"),
         (

@@ -235,7 +235,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
     [
         ("prepared.json", "", "prepared.json is no JSON .*; delete .* and give the same"),
         ("prepared.json", "[]", "prepared.json must be an object of JSON, got a list"),
-        ("prepared.json", "{}", "prepared.json lacks .settings"),
+        ("prepared.json", "{}", "prepared.json: it lacks .settings"),
         ("train_img.txt", "", "is damaged: train_img.txt has another size"),
     ],
 )
@@ -495,6 +495,62 @@ def test_damaged_shards_are_named(lists, tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match="images-00001.array_record: 0 images, expected 4"):
         load()
+
+
+_RECORDS = np.zeros(3, np.int64)
+_SPLITS = {f"{n}_labels": np.eye(3, 2) for n in ("train", "query", "database")} | {
+    f"{n}_records": _RECORDS for n in ("train", "query", "database")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("packing.json", b"", "packing.json is no JSON"),
+        ("packing.json", b"null", "packing.json must be an object of JSON"),
+        ("packing.json", b"[]", "packing.json must be an object of JSON, got a list"),
+        ("packing.json", b"{}", "packing.json: it lacks 'name'"),
+        ("packing.json", {"image_size": -1}, "packing.json: image_size must be a whole number"),
+        ("packing.json", {"shard_size": 0}, "packing.json: shard_size must be"),
+        ("packing.json", {"class_names": "abc"}, "packing.json: class_names must be a list"),
+        ("packing.json", {"image_size": 20}, "an image of 768 bytes; expected 20 x 20 x 3"),
+        ("packing.json", {"num_images": 3}, "images, expected 3"),
+        ("splits.npz", b"", "splits.npz cannot be read"),
+        ("splits.npz", b"null", "splits.npz cannot be read"),
+        ("splits.npz", {}, "splits.npz lacks the arrays"),
+        ("splits.npz", _SPLITS | {"query_records": _RECORDS + 99}, "split query has labels"),
+        ("splits.npz", _SPLITS | {"train_records": _RECORDS[:2]}, "split train has labels"),
+        ("splits.npz", _SPLITS | {"train_records": _RECORDS / 2}, "split train has labels"),
+        ("splits.npz", _SPLITS | {"train_labels": np.eye(3, 9)}, "split train has labels"),
+    ],
+)
+def test_a_damaged_folder_of_shards_is_named(lists, tmp_path, name, content, message):
+    dataset = datasets.load_lists(root=str(lists), image_size=16, resize=20)
+    datasets.pack_images(dataset, str(tmp_path / "shards"))
+    file, image_size = tmp_path / "shards" / name, 16
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif name == "splits.npz":
+        np.savez(file, **content)
+    else:
+        packing = json.loads(file.read_text()) | content
+        file.write_text(json.dumps(packing))
+        image_size = max(packing["image_size"], 1)
+    with pytest.raises(ValueError, match=rf"{message}.*Pack again into a new folder"):
+        datasets.load_packed(
+            root=str(tmp_path / "shards"), image_size=image_size, resize=20, decode=True
+        )
+
+
+def _original(path: str) -> originals.Original:
+    return originals.Original(pathlib.Path("images"), [path], np.ones((1, 1)), ["cat"], [], {})
+
+
+@pytest.mark.parametrize("path", ["../a.jpg", "a/../../b.jpg", "/etc/passwd", "a\nb.jpg", ""])
+def test_paths_of_an_original_stay_in_its_folder(path):
+    assert _original("a/..b.jpg").paths == ["a/..b.jpg"]
+    with pytest.raises(datasets.ManifestError, match="1 paths that leave the folder of the images"):
+        _original(path)
 
 
 @pytest.mark.parametrize("layout", ["A", "B"])

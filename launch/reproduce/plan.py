@@ -307,7 +307,7 @@ def _sizes(model: GridModel, config: Config) -> tuple[int, int, int]:
         return data["num_query"], data["num_database"], data["num_train"]
     counts = []
     for split in ("test", "database", "train"):
-        # Of either format, see saat_jax/datasets/manifests.py.
+        # Of either format, see saat_jax/datasets/lists.py.
         paths = [pathlib.Path(data["root"]) / f"{split}{end}.txt" for end in ("_label", "")]
         found = [path for path in paths if path.is_file()]
         if not found:

@@ -7,16 +7,18 @@ bank uses. Knows nothing of codes, networks or attacks; TensorFlow is imported o
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
+from saat_jax import options, schema
 from saat_jax.datasets.batches import eval_batches, steps_per_epoch, train_batches
+from saat_jax.datasets.checks import ManifestError, check_dataset
 from saat_jax.datasets.digits import load_digits
 from saat_jax.datasets.images import check_sizes, load_images, resize_crop_geometry
-from saat_jax.datasets.manifests import ManifestError, check_dataset, load_lists
+from saat_jax.datasets.lists import load_lists, parse_remap
 from saat_jax.datasets.named import load_tfds
 from saat_jax.datasets.packed import load_packed, pack_images
-from saat_jax.datasets.records import Dataset, Split, relevant_share
+from saat_jax.datasets.splits import Dataset, Split, relevant_share
 
 __all__ = [
     "SOURCES",
@@ -24,6 +26,7 @@ __all__ = [
     "ManifestError",
     "Split",
     "check_dataset",
+    "check_options",
     "eval_batches",
     "load_dataset",
     "load_digits",
@@ -32,19 +35,31 @@ __all__ = [
     "load_packed",
     "load_tfds",
     "pack_images",
+    "parse_remap",
     "relevant_share",
     "resize_crop_geometry",
     "steps_per_epoch",
     "train_batches",
 ]
 
-# The names a config may use. Add a source by adding a line.
-SOURCES: dict[str, Callable[..., Dataset]] = {
-    "digits": load_digits,
-    "lists": load_lists,
-    "packed": load_packed,
-    "tfds": load_tfds,
+# The names a config may use; `register` adds a source of one's own, whose options are its keywords.
+SOURCES: options.Choices[Callable[..., Dataset]] = options.Choices(
+    "source",
+    {"digits": load_digits, "lists": load_lists, "packed": load_packed, "tfds": load_tfds},
+)
+# Of which kind the options are; the others are numbers, if they have a range.
+_SHAPES = {
+    "root?": str,
+    "remap?": lambda _, value: parse_remap(value),
+    "skip_corrupt?": bool,
+    "decode?": bool,
+    "exif?": bool,
+    "name?": str,
+    "data_dir?": str,
+    "*": schema.anything,
 }
+# These every config may have, as long as they say nothing.
+_SHARED = ("resize", "root", "remap", "skip_corrupt")
 
 
 def load_dataset(
@@ -53,10 +68,10 @@ def load_dataset(
     image_size: int,
     resize: int | None = None,
     root: str | None = None,
-    remap: Mapping[str, str] | None = None,
+    remap: Mapping[str, str] | Sequence[str] | None = None,
     skip_corrupt: bool = False,
     seed: int = 0,
-    **options: Any,
+    **others: Any,
 ) -> Dataset:
     """Loads a checked dataset of one of the `SOURCES`.
 
@@ -70,7 +85,7 @@ def load_dataset(
         remap: old to new beginnings of the paths in the lists. Only "lists".
         skip_corrupt: drop undecodable images with a warning. Only "lists".
         seed: fixes what is drawn by chance: the digits, the TFDS rows.
-        **options: further options of the source; see `load_digits`, `load_lists`,
+        **others: further options of the source; see `load_digits`, `load_lists`,
             `load_packed`, `load_tfds`.
 
     Returns:
@@ -80,17 +95,45 @@ def load_dataset(
         ValueError: an unknown source or option, or a value out of range.
         ManifestError: the data are not sound; lists every problem.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}; expected one of {sorted(SOURCES)}")
-    check_sizes(image_size, resize)
     shared = {"resize": resize, "root": root, "remap": remap, "skip_corrupt": skip_corrupt}
-    options |= {name: value for name, value in shared.items() if value}
-    accepted = inspect.signature(SOURCES[source]).parameters
-    if unknown := sorted(options.keys() - accepted):
-        raise ValueError(
-            f"source {source!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}"
-        )
-    required = {name for name, item in accepted.items() if item.default is item.empty}
-    if missing := sorted(required - options.keys() - {"image_size", "seed"}):
-        raise ValueError(f"source {source!r} needs {', '.join(missing)}; none was given")
-    return SOURCES[source](image_size=image_size, seed=seed, **options)
+    given = check_options(source, image_size=image_size, seed=seed, **shared, **others)
+    return SOURCES[source](**given)
+
+
+def check_options(source: str, **given: Any) -> dict[str, Any]:
+    """Checks what can be known of `load_dataset`'s arguments before anything is read.
+
+    Args:
+        source: one of `SOURCES`.
+        **given: its options.
+
+    Returns:
+        The options that it takes.
+
+    Raises:
+        ValueError: naming the option that is wrong, what it is, and what it may be.
+
+    Example:
+        >>> check_options("lists", image_size=32, root="photos", remap=["/home/me"])
+        Traceback (most recent call last):
+        ValueError: remap expects OLD=NEW, beginnings of paths, got '/home/me'
+    """
+    parameters = inspect.signature(SOURCES.look_up(source)).parameters
+    known = {
+        name: ... if item.default is item.empty else item.default
+        for name, item in parameters.items()
+        if item.kind is item.KEYWORD_ONLY
+    }
+    given = {
+        name: value
+        for name, value in given.items()
+        if name not in _SHARED or not (value is None or value is False or _is_empty(value))
+    }
+    options.check_given(f"source {source!r}", known, given)
+    schema.check("", given, _SHAPES)
+    check_sizes(given["image_size"], given.get("resize"))
+    return given
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, Sized) and not len(value)

@@ -4,8 +4,9 @@ import argparse
 import runpy
 import sys
 
-from saat_jax.datasets.manifests import ManifestError, load_lists
-from saat_jax.datasets.records import Dataset, relevant_share
+from saat_jax.datasets.checks import ManifestError
+from saat_jax.datasets.lists import load_lists, parse_remap
+from saat_jax.datasets.splits import Dataset, relevant_share
 
 
 def report(dataset: Dataset) -> str:
@@ -36,9 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     check.add_argument("--no-decode", action="store_true", help="only look whether images exist")
     options = parser.parse_args(arguments)
-    if wrong := [text for text in options.remap if "=" not in text]:
-        parser.error(f"--remap expects OLD=NEW, got {wrong[0]!r}")
-    remap = dict(text.split("=", 1) for text in options.remap)
+    try:
+        remap = parse_remap(options.remap)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         dataset = load_lists(
             root=options.folder, image_size=1, remap=remap, decode=not options.no_decode

@@ -1,27 +1,27 @@
 """Batches that depend on (seed, epoch, batch number) alone, so that any step can be resumed."""
 
-import os
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from saat_jax import parallel
-from saat_jax.datasets import images, lazy
-from saat_jax.datasets.records import Split
+from saat_jax import options, parallel
+from saat_jax.datasets import images
+from saat_jax.datasets.splits import Split
 
 Batch = dict[str, np.ndarray]
 # Rows of the split, and for each three draws in [0, 1) that place and mirror its crop.
 Rows = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 Stream = Iterator[tuple[np.ndarray, np.ndarray]]
+# One row's pixels, from the row and its draws.
+Load = Callable[[int, np.ndarray], np.ndarray]
 # Half the cores, but two at least: the rest belong to the network when it runs on the CPU.
 _NUM_THREADS = max(2, parallel.num_cpus() // 2)
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Counts the batches of one epoch, the last short one included."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    options.check_numbers(batch_size=batch_size)
     return -(-len(split) // batch_size)
 
 
@@ -66,8 +66,7 @@ def train_batches(
         ValueError: an empty split, a batch that cannot be shared, a value out of range; while
             iterating, an image that cannot be read.
     """
-    if seed < 0 or start_step < 0:
-        raise ValueError(f"seed and start_step must not be negative, got {seed} and {start_step}")
+    options.check_numbers(seed=seed, start_step=start_step)
     share = _share(split, batch_size, process_index, process_count)
     num_steps = steps_per_epoch(split, batch_size)
 
@@ -79,7 +78,8 @@ def train_batches(
             for step in range(max(start_step - epoch * num_steps, 0), num_steps):
                 yield order[step, share], draws[step, share]
 
-    return _batches(split, rows, batch_size // process_count, image_size, resize, augment)
+    size = batch_size // process_count
+    return _read(split, rows, size, image_size=image_size, resize=resize, augment=augment)
 
 
 def eval_batches(
@@ -99,7 +99,8 @@ def eval_batches(
         for index in _pad(np.arange(len(split)), batch_size)[start_step:, share]:
             yield index, np.empty((len(index), 3), np.float32)
 
-    return _batches(split, rows, batch_size // process_count, image_size, resize)
+    size = batch_size // process_count
+    return _read(split, rows, size, image_size=image_size, resize=resize)
 
 
 def _share(split: Split, batch_size: int, process_index: int, process_count: int) -> slice:
@@ -126,13 +127,27 @@ def _pad(order: np.ndarray, batch_size: int) -> np.ndarray:
     return np.concatenate([order, padding]).astype(np.int32).reshape(-1, batch_size)
 
 
-def _batches(
-    split: Split, rows: Rows, size: int, image_size: int, resize: int | None, augment: bool = False
+def _read(
+    split: Split,
+    rows: Rows,
+    size: int,
+    *,
+    image_size: int,
+    resize: int | None,
+    augment: bool = False,
 ) -> Iterator[Batch]:
+    """Finishes the rows' batches, read from files unless they lie ready."""
     images.check_sizes(image_size, resize)
+
+    def load(index: int, draw: np.ndarray) -> np.ndarray:
+        if index == len(split):
+            return np.zeros((image_size, image_size, 3), np.uint8)
+        chance = draw if augment else None
+        return images.read_row(split, index, chance, image_size=image_size, resize=resize)
+
     if images.is_fitted(split, image_size, resize) and not augment:
         return _finish(split, _gather(split, rows))
-    return _finish(split, _stream(split, rows, size, image_size, resize, augment))
+    return _finish(split, _in_threads(load, rows, size))
 
 
 def _finish(split: Split, stream: Stream) -> Iterator[Batch]:
@@ -156,34 +171,9 @@ def _gather(split: Split, rows: Rows) -> Stream:
         yield index, split.images[np.minimum(index, len(split) - 1)]
 
 
-def _stream(
-    split: Split, rows: Rows, size: int, image_size: int, resize: int | None, augment: bool
-) -> Stream:
-    """Reads and fits the images of each batch ahead of time; padding repeats the last row."""
-    tf = lazy.tensorflow()
-    load: Callable[..., Any]
-    if split.images is None:
-        assert split.paths is not None
-        source, load = tf.constant([os.fsencode(path) for path in split.paths]), images.read_image
-    else:
-        source, load = tf.constant(split.images), images.fit_image
-
-    def load_row(index: Any, draw: Any) -> Any:
-        item = source[tf.minimum(index, len(split) - 1)]
-        chance = draw if augment else None
-        return index, load(item, image_size=image_size, resize=resize, draw=chance)
-
-    signature = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 3], tf.float32)
-    data = tf.data.Dataset.from_generator(rows, output_signature=signature)
-    data = data.unbatch().map(load_row, num_parallel_calls=_NUM_THREADS)
-    data = data.batch(size).prefetch(2)
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = _NUM_THREADS
-    try:
-        yield from data.with_options(options).as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise ValueError(
-            f"an image of split {split.name!r} cannot be read: {error.message}; find it with: "
-            "saat-jax check FOLDER"
-        ) from error
+def _in_threads(load: Load, rows: Rows, size: int) -> Stream:
+    """Reads the images of each batch two batches ahead, by Pillow, whose work needs no lock."""
+    items = (item for batch in rows() for item in zip(*batch, strict=True))
+    pixels = images.ahead(lambda item: load(*item), items, threads=_NUM_THREADS, by=2 * size)
+    for index, _ in rows():
+        yield index, np.stack(list(itertools.islice(pixels, size)))

@@ -7,8 +7,9 @@ Reference:
 
 import numpy as np
 
+from saat_jax import options
 from saat_jax.datasets import lazy
-from saat_jax.datasets.records import Dataset, Split
+from saat_jax.datasets.splits import Dataset, Split
 
 _CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # The queries' share of the scans; with fewer, each scan would recur in too many queries.
@@ -44,15 +45,19 @@ def load_digits(
         ValueError: a value out of range.
         ModuleNotFoundError: scikit-learn is not installed.
     """
+    options.check_numbers(
+        image_size=image_size,
+        num_query=num_query,
+        num_database=num_database,
+        num_train=num_train,
+        contrast=contrast,
+    )
     if image_size < 16:
         raise ValueError(f"image_size must be at least 16 for a grid of digits, got {image_size}")
-    if not 1 <= num_train <= num_database or num_query < 1:
+    if num_train > num_database:
         raise ValueError(
-            "num_query must be positive and num_train between 1 and num_database, got "
-            f"num_query {num_query}, num_train {num_train}, num_database {num_database}"
+            f"num_train must be between 1 and num_database = {num_database}, got {num_train}"
         )
-    if not contrast > 0:
-        raise ValueError(f"contrast must be positive, got {contrast}")
     rng = np.random.default_rng(seed)
     data = lazy.require("sklearn.datasets").load_digits()
     query_scans, database_scans = divide_scans(len(data.target), rng)

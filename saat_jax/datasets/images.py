@@ -6,19 +6,34 @@ Reference:
     divided by 255.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import collections
+import concurrent.futures
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from saat_jax import options
 from saat_jax.datasets import lazy
-from saat_jax.datasets.records import Split
+from saat_jax.datasets.splits import Split
+
+T = TypeVar("T")
+# An image of Pillow, which is imported where it is used.
+Image = Any
+
+# What is decoded, so that no file can fill the memory: 64 megapixels take half a gigabyte, and
+# a longer image would grow without bound when its short side is brought to size.
+MAX_PIXELS, MAX_ASPECT, MAX_BYTES, MAX_RESIZED = 2**26, 100, 2**28, 2**28
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")
 
 
 def check_sizes(image_size: int, resize: int | None) -> None:
     """Raises ValueError unless a crop of `image_size` fits into a short side of `resize`."""
-    if image_size < 1:
-        raise ValueError(f"image_size must be positive, got {image_size}")
+    options.check_numbers(image_size=image_size, resize=resize)
     if resize is not None and resize < image_size:
         raise ValueError(
             f"resize, the short side before the crop, must be at least image_size = {image_size}, "
@@ -56,50 +71,140 @@ def _round_half_to_even(doubled: int) -> int:
     return half + doubled % 2 * (half % 2)
 
 
-def read_image(path: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
-    """Decodes a JPEG or PNG file (a TensorFlow string) and brings it to size; see `fit_pixels`."""
-    image = decode_image(lazy.tensorflow().io.read_file(path))
-    return fit_image(image, image_size=image_size, resize=resize, draw=draw)
+def check_file(path: str) -> None:
+    """Refuses what cannot be an image file before it is opened.
 
-
-def decode_image(content: Any) -> Any:
-    """Decodes JPEG or PNG bytes of any colour model to uint8 RGB, as Pillow does.
-
-    EXIF orientation is ignored, alpha dropped.
+    Raises:
+        OSError: if there is none, or a folder or device in its place.
+        ValueError: if it is empty or too large.
     """
-    # Despite its name this reads PNG too. The default transform is up to 6 grey levels off.
-    return lazy.tensorflow().io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EISDIR, "a folder or a device, not a file")
+    if not 0 < status.st_size <= MAX_BYTES:
+        raise ValueError(f"a file of {status.st_size:,} bytes; expected 1 to {MAX_BYTES:,}")
 
 
-def fit_image(image: Any, *, image_size: int, resize: int | None, draw: Any = None) -> Any:
-    """`fit_pixels` of a TensorFlow image."""
-    tf = lazy.tensorflow()
-
-    def fit(pixels: np.ndarray, *draw: np.ndarray) -> np.ndarray:
-        return fit_pixels(pixels, *draw, image_size=image_size, resize=resize)
-
-    inputs = [image] if draw is None else [image, draw]
-    fitted = tf.numpy_function(fit, inputs, tf.uint8, stateful=False)
-    return tf.ensure_shape(fitted, [image_size, image_size, 3])
+def open_image(path: str, *, exif: bool = False) -> Image:
+    """`decode_image` of a file; raises OSError if it cannot be read."""
+    check_file(path)
+    with open(path, "rb") as file:
+        return decode_image(file.read(), exif=exif)
 
 
-def fit_pixels(
-    pixels: np.ndarray, draw: np.ndarray | None = None, *, image_size: int, resize: int | None
+def decode_image(content: bytes, *, exif: bool = False) -> Image:
+    """Decodes JPEG, PNG, WebP or still GIF bytes of any colour model to RGB of Pillow.
+
+    Alpha is dropped; so are the lower 8 of 16 bits. Sizes are bounded before anything is decoded.
+
+    Args:
+        content: of a file, whatever its name ends in.
+        exif: whether to turn the image upright as its EXIF orientation says.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    pillow = lazy.require("PIL.Image")
+    try:
+        image = pillow.open(io.BytesIO(content))
+    except pillow.DecompressionBombError as error:
+        raise ValueError(f"a decompression bomb: more than {MAX_PIXELS:,} pixels") from error
+    # A damaged header raises what each of forty formats thinks fit.
+    except Exception as error:
+        raise ValueError("no image of a known format") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"{width:,} x {height:,} pixels; expected at most {MAX_PIXELS:,} in all, and no side "
+            f"more than {MAX_ASPECT} times as long as the other"
+        )
+    frames = getattr(image, "n_frames", 1)
+    # MPO is a JPEG with further pictures, as some cameras make it.
+    if image.format not in _FORMATS or (frames > 1 and image.format != "MPO"):
+        what = f"an animation of {frames} frames as " if frames > 1 else ""
+        raise ValueError(f"{what}{image.format}; expected a JPEG, PNG, WebP or still GIF image")
+    try:
+        # A warning of Pillow's about transparency does not matter to one who drops it.
+        image.info.pop("transparency", None)
+        if exif:
+            image = lazy.require("PIL.ImageOps").exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except Exception as error:
+        raise ValueError(options.shortened(error)) from error
+
+
+def fit_image(
+    image: Image, draw: np.ndarray | None = None, *, image_size: int, resize: int | None
 ) -> np.ndarray:
-    """Resizes and crops an image by Pillow: uint8 RGB in, uint8 `image_size` square out.
+    """Resizes and crops an RGB image of Pillow to a square of uint8.
 
     Three numbers in [0, 1), if drawn, place the crop anywhere from left to right and from top to
     bottom, and mirror it where the last is below one half.
     """
-    pillow = lazy.require("PIL.Image")
-    height, width = pixels.shape[:2]
-    *size, left, top = resize_crop_geometry(width, height, resize=resize, crop=image_size)
+    bilinear = lazy.require("PIL.Image").Resampling.BILINEAR
+    *size, left, top = resize_crop_geometry(*image.size, resize=resize, crop=image_size)
+    if size[0] * size[1] > MAX_RESIZED:
+        raise ValueError(
+            f"resized to {size[0]:,} x {size[1]:,} pixels by resize={resize}: lower it"
+        )
     if draw is not None:
         places = np.array(size, np.float32) - (image_size - 1)
         left, top = (draw[:2] * places).astype(int)
-    image = pillow.fromarray(pixels).resize(size, pillow.Resampling.BILINEAR)
-    fitted = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    square = (left, top, left + image_size, top + image_size)
+    fitted = np.asarray(image.resize(size, bilinear).crop(square))
     return fitted if draw is None or draw[2] >= 0.5 else fitted[:, ::-1]
+
+
+def read_row(
+    split: Split,
+    row: int,
+    draw: np.ndarray | None = None,
+    *,
+    image_size: int,
+    resize: int | None,
+) -> np.ndarray:
+    """One image of a split, brought to size by `fit_image`.
+
+    Raises:
+        ValueError: naming the file if it cannot be read.
+    """
+    sizes: Any = {"image_size": image_size, "resize": resize}
+    if split.paths is None:
+        image = lazy.require("PIL.Image").fromarray(np.asarray(split.images)[row])
+        return fit_image(image, draw, **sizes)
+    path = split.paths[row]
+    try:
+        return fit_image(open_image(path, exif=split.exif), draw, **sizes)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"an image of split {split.name!r} cannot be read: {options.shortened(path)}: "
+            f"{reason(error)}; find all such with: saat-jax check FOLDER"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, without what the message says already."""
+    return options.shortened(isinstance(error, OSError) and error.strerror or error).lower()
+
+
+def ahead(
+    function: Callable[[Any], T], items: Iterable[Any], *, threads: int, by: int
+) -> Iterator[T]:
+    """Yields the function of each item in their order, worked out in threads `by` items ahead."""
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    pending: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > by:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        # Whoever stops early, by Ctrl-C too, does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
 
 
 def is_fitted(split: Split, image_size: int, resize: int | None) -> bool:
@@ -129,16 +234,14 @@ def load_images(
         [len(indices), image_size, image_size, 3] float32 in [0, 1].
 
     Raises:
-        ValueError: if the crop does not fit.
+        ValueError: if the crop does not fit, or an image cannot be read.
     """
     check_sizes(image_size, resize)
     rows = np.asarray(indices, np.int64)
-    if split.images is None:
-        assert split.paths is not None
-        images = [read_image(split.paths[i], image_size=image_size, resize=resize) for i in rows]
-    elif is_fitted(split, image_size, resize):
+    if is_fitted(split, image_size, resize):
+        assert split.images is not None
         return to_unit_range(split.images[rows])
-    else:
-        images = [fit_pixels(split.images[i], image_size=image_size, resize=resize) for i in rows]
-    shape = (len(rows), image_size, image_size, 3)
-    return to_unit_range(np.array([np.asarray(image) for image in images]).reshape(shape))
+    pixels = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+    for place, row in enumerate(rows):
+        pixels[place] = read_row(split, row, image_size=image_size, resize=resize)
+    return to_unit_range(pixels)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from saat_jax.datasets import images, lazy
-from saat_jax.datasets.manifests import check_dataset
-from saat_jax.datasets.records import Dataset, Split
+from saat_jax.datasets.checks import check_dataset
+from saat_jax.datasets.splits import Dataset, Split
 
 
 def load_tfds(
@@ -112,12 +112,15 @@ def _read(
     chosen[rng.choice(available, size, replace=False)] = True
     is_chosen = tf.constant(chosen)
 
+    def read(content: bytes) -> np.ndarray:
+        image = images.decode_image(content)
+        return images.fit_image(image, image_size=image_size, resize=resize)
+
     def load_row(_: Any, example: Any) -> Any:
-        image = images.decode_image(example["image"])
+        image = tf.numpy_function(read, [example["image"]], tf.uint8, stateful=False)
         (labels,) = tf.nest.flatten({key: example[key] for key in part})
         present = tf.reduce_sum(tf.one_hot(tf.reshape(labels, [-1]), classes.num_classes), axis=0)
-        fitted = images.fit_image(image, image_size=image_size, resize=resize)
-        return fitted, tf.minimum(present, 1)
+        return image, tf.minimum(present, 1)
 
     data = data.enumerate().filter(lambda row, _: is_chosen[row])
     data = data.map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from saat_jax.datasets.manifests import ManifestError
+from saat_jax import options
+from saat_jax.datasets.checks import ManifestError
 
 # Labels of MIRFLICKR: what may be seen in the image, and "_r1" for what it is about.
 _FLICKR_POTENTIAL = """
@@ -50,6 +51,18 @@ class Original:
     class_names: Sequence[str]
     files: Sequence[pathlib.Path]
     counts: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        # They become lines of a list, and links to files.
+        wrong = [
+            path
+            for path in self.paths
+            if ".." in path.split("/") or path[:1] == "/" or path.splitlines() != [path]
+        ]
+        if wrong:
+            what = f"{len(wrong)} paths that leave the folder of the images, or no paths"
+            shown = options.shortened(repr(wrong[0]))
+            raise _unsound(self.folder, f"{what} (first {shown})")
 
 
 @dataclasses.dataclass(frozen=True)

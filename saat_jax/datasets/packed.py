@@ -6,19 +6,29 @@ record of each of its rows. Records are not compressed: they are meant to be rea
 """
 
 import concurrent.futures
-import json
+import math
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from saat_jax import files, parallel
+from saat_jax import files, options, parallel, schema
 from saat_jax.datasets import images, lazy
-from saat_jax.datasets.records import Dataset, Split
+from saat_jax.datasets.splits import Dataset, Split
 
 _SPLITS = ("train", "query", "database")
 _AGAIN = "Pack again into a new folder with: saat-jax prepare pack"
+_PACKING = {
+    "name": str,
+    "fingerprint": str,
+    "bytes": int,
+    "class_names": [str],
+    "image_size": schema.number,
+    "resize": (None, schema.number),
+    "num_images": schema.number,
+    "shard_size": options.Range(1, whole=True),
+}
 
 
 def pack_images(dataset: Dataset, folder: str, *, shard_size: int = 4096) -> bool:
@@ -60,10 +70,10 @@ def pack_images(dataset: Dataset, folder: str, *, shard_size: int = 4096) -> boo
     files.write_json(place / "packing.json", packing)
 
     def load(path: str) -> bytes:
-        image = images.read_image(
-            os.fsencode(path), image_size=dataset.image_size, resize=dataset.resize
-        )
-        return image.numpy().tobytes()
+        image = images.open_image(path, exif=dataset.train.exif)
+        return images.fit_image(
+            image, image_size=dataset.image_size, resize=dataset.resize
+        ).tobytes()
 
     record = lazy.require("array_record.python.array_record_module")
     progress = lazy.require("tqdm").tqdm(total=len(paths), desc="packing", delay=3, leave=False)
@@ -130,15 +140,10 @@ def load_packed(
     shards = _Shards(place, packing)
     if decode:
         shards.check()
-    with np.load(place / "splits.npz") as arrays:
-        train, query, database = (
-            Split(
-                name,
-                arrays[f"{name}_labels"].astype(np.float32),
-                images=PackedImages(shards, arrays[f"{name}_records"], image_size),
-            )
-            for name in _SPLITS
-        )
+    train, query, database = (
+        Split(name, labels.astype(np.float32), images=PackedImages(shards, records, image_size))
+        for name, (labels, records) in _read_splits(place, packing).items()
+    )
     names = tuple(packing["class_names"])
     return Dataset(packing["name"], train, query, database, names, image_size, resize=None)
 
@@ -205,8 +210,14 @@ class _Shards:
                 contents = self._readers[shard].read(records[places].tolist())
             except RuntimeError as error:
                 raise ValueError(f"{_shard(self._place, shard)} is damaged. {_AGAIN}") from error
+            shape = (self._size, self._size, 3)
             for place, content in zip(places, contents, strict=True):
-                yield place, np.frombuffer(content, np.uint8).reshape(self._size, self._size, 3)
+                if len(content) != math.prod(shape):
+                    raise ValueError(
+                        f"{_shard(self._place, shard)}: an image of {len(content)} bytes; expected "
+                        f"{self._size} x {self._size} x 3, as packing.json says. {_AGAIN}"
+                    )
+                yield place, np.frombuffer(content, np.uint8).reshape(shape)
 
     def check(self) -> None:
         """Reads everything, since a damaged record is found by reading it."""
@@ -222,4 +233,30 @@ def _shard(place: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _read_packing(place: pathlib.Path) -> dict[str, Any]:
-    return json.loads((place / "packing.json").read_text())
+    return files.read_json(place / "packing.json", cure=_AGAIN, fields=_PACKING)
+
+
+def _read_splits(
+    place: pathlib.Path, packing: dict[str, Any]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The labels and the records of each split."""
+    file, num_classes = place / "splits.npz", len(packing["class_names"])
+    wanted = [f"{name}_{what}" for name in _SPLITS for what in ("labels", "records")]
+    arrays, splits = files.read_arrays(file, cure=_AGAIN, names=wanted), {}
+    for name in _SPLITS:
+        labels, records = arrays[f"{name}_labels"], arrays[f"{name}_records"]
+        if (
+            records.ndim != 1
+            or records.dtype.kind not in "iu"
+            or labels.shape != (len(records), num_classes)
+            or labels.dtype.kind not in "iuf"
+            or (records < 0).any()
+            or (records >= packing["num_images"]).any()
+        ):
+            raise ValueError(
+                f"{file}: split {name} has labels {labels.dtype} {labels.shape} and records "
+                f"{records.dtype} {records.shape}; expected {num_classes} columns, and for each "
+                f"row the number of one of {packing['num_images']} images. {_AGAIN}"
+            )
+        splits[name] = labels, records
+    return splits

@@ -16,8 +16,7 @@ Config = dict[str, Any]
 
 def load_data(config: Config) -> datasets.Dataset:
     """Reads and checks the data of a config."""
-    remap = dict(pair.split("=", 1) for pair in config["data"].get("remap", ()))
-    return datasets.load_dataset(**{**config["data"], "remap": remap}, seed=config["seed"])
+    return datasets.load_dataset(**config["data"], seed=config["seed"])
 
 
 def make_network(model: Config) -> nn.Module:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from saat_jax import (
+    datasets,
     defenses,
     evaluation,
     generative,
@@ -273,6 +274,8 @@ def validate(config: Any) -> Settings:
     """
     config = plain(config)
     check_fields("", config, FIELDS)
+    with naming("data"):
+        datasets.check_options(**config["data"])
     suite = {}
     for name, attack in config["attacks"].items():
         with naming(f"attacks.{name}"):

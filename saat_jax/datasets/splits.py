@@ -1,4 +1,4 @@
-"""The records that every data source returns."""
+"""What every data source returns: a dataset of three splits."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,8 @@ import os
 from typing import Any, Protocol
 
 import numpy as np
+
+from saat_jax.labels import check_labels, share_label
 
 
 class StoredImages(Protocol):
@@ -32,18 +34,22 @@ class Split:
         labels: [rows, num_classes] float32 multi-hot.
         paths: the image files, one per row.
         images: [rows, height, width, 3] uint8, in memory or stored.
+        exif: whether files are turned upright as their EXIF orientation says. The papers' are
+            not: the pixels are taken as they are stored.
     """
 
     name: str
     labels: np.ndarray
     paths: tuple[str, ...] | None = None
     images: np.ndarray | StoredImages | None = None
+    exif: bool = False
 
     def __post_init__(self) -> None:
+        check_labels(f"the labels of split {self.name!r}", self.labels)
         rows = self.paths if self.images is None else self.images
         if rows is None or (self.paths is not None and self.images is not None):
             raise ValueError(f"split {self.name!r} needs either paths or images, and not both")
-        if self.labels.ndim != 2 or len(rows) != len(self.labels):
+        if len(rows) != len(self.labels):
             raise ValueError(
                 f"split {self.name!r} has {len(rows)} images and labels of shape "
                 f"{self.labels.shape}; expected ({len(rows)}, num_classes)"
@@ -102,6 +108,8 @@ class Dataset:
         paths = [path for split in splits for path in split.paths or ()]
         start = len(os.path.commonpath(map(os.path.dirname, paths))) if paths else 0
         sizes = [self.name, self.class_names, self.image_size, self.resize]
+        # Only if it is, so that it left all other digests as they were.
+        sizes += ["exif"] * any(split.exif for split in splits)
         digest = hashlib.sha256(json.dumps(sizes).encode())
         for split in splits:
             relative = [path[start:] for path in split.paths or ()]
@@ -123,6 +131,7 @@ def relevant_share(labels: np.ndarray, other_labels: np.ndarray, *, rows: int = 
         other_labels: `[num_database, num_classes]` multi-hot.
         rows: how many of `labels` to count at a time, which bounds the memory.
     """
+    others = np.asarray(other_labels, np.float32)
     parts = (labels[i : i + rows] for i in range(0, len(labels), rows))
-    shared = sum(np.count_nonzero(part @ other_labels.T) for part in parts)
+    shared = sum(np.count_nonzero(share_label(part, others)) for part in parts)
     return shared / (len(labels) * len(other_labels))
