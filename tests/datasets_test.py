@@ -924,6 +924,12 @@ def test_import_and_digits_need_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_folder_may_be_a_path(tmp_path):
+    _write_lists(tmp_path, _sound())
+    assert len(datasets.load_dataset(source="lists", root=tmp_path, image_size=8).query) == 3
+    assert datasets.check_options("digits", num_query=5, root="", remap=()) == {"num_query": 5}
+
+
 def test_missing_package_is_named():
     with pytest.raises(ModuleNotFoundError, match=r"pip install no_such_package$"):
         images.lazy.require("no_such_package")

@@ -26,7 +26,7 @@ run = pipeline.Run(json.load(open("run/config.json")), "run")
 pipeline.judge(run, "hardened")
 record = json.load(open("run/records/hardened/mainstay.json"))
 assert 0 < record["metrics"]["map"] < 1
-assert not {"launch", "configs", "ml_collections", "tensorflow_datasets"} & sys.modules.keys()
+assert not {"launch", "configs", "ml_collections", "tensorflow"} & sys.modules.keys()
 """
 
 

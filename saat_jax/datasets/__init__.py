@@ -3,10 +3,11 @@
 A `Dataset` has three splits. The *query* images are searched for in the *database*; the
 *train* images, mostly a part of the database, teach the network. A split holds the paths of
 JPEG and PNG files, or the pixels themselves. Row i of a split is the "index" that the code
-bank uses. Knows nothing of codes, networks or attacks; TensorFlow is imported on first use.
+bank uses. Knows nothing of codes, networks or attacks; only TFDS needs TensorFlow.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
@@ -47,15 +48,21 @@ SOURCES: options.Choices[Callable[..., Dataset]] = options.Choices(
     "source",
     {"digits": load_digits, "lists": load_lists, "packed": load_packed, "tfds": load_tfds},
 )
+
+
+def _folder(place: str, value: Any) -> None:
+    schema.check(place, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
+
+
 # Of which kind the options are; the others are numbers, if they have a range.
 _SHAPES = {
-    "root?": str,
+    "root?": _folder,
     "remap?": lambda _, value: parse_remap(value),
     "skip_corrupt?": bool,
     "decode?": bool,
     "exif?": bool,
     "name?": str,
-    "data_dir?": str,
+    "data_dir?": _folder,
     "*": schema.anything,
 }
 # These every config may have, as long as they say nothing.
@@ -131,7 +138,7 @@ def check_options(source: str, **given: Any) -> dict[str, Any]:
     }
     options.check_given(f"source {source!r}", known, given)
     schema.check("", given, _SHAPES)
-    check_sizes(given["image_size"], given.get("resize"))
+    check_sizes(given.get("image_size", known["image_size"]), given.get("resize"))
     return given
 
 
