@@ -304,9 +304,7 @@ def _label(fields: list[str], num_classes: int, indexed: bool) -> np.ndarray | N
     if indexed or len(fields) != num_classes:
         return None
     try:
-        # Of a number too large, infinity, which is no label: the report names its column.
-        with np.errstate(over="ignore"):
-            return np.array(fields, np.float32)
+        return np.array(fields, np.float32)
     except ValueError:
         return None
 
@@ -331,6 +329,8 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.replace(".", "", 1).isdigit()
 
 
+# A number too large becomes infinity, which is no label: the report names its column.
+@np.errstate(over="ignore")
 def _parse(
     root: str,
     split: str,
