@@ -124,7 +124,7 @@ def _objective_options(section: ml_collections.ConfigDict) -> dict[str, Any]:
     # Here since it imports JAX, which takes a second.
     from saat_jax import objectives, options
 
-    return options.declared(objectives.OBJECTIVES.look_up(str(section.get("name"))))
+    return options.declared(objectives.OBJECTIVES[str(section.get("name"))])
 
 
 def _check_field(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax import schema
+from saat_jax import options
 
 _CURE = "delete it and start again"
 
@@ -82,7 +82,7 @@ def read_json(
     Args:
         path: the file.
         cure: what to do about a damaged file, for the message.
-        fields: what it must hold, as `schema.check` takes it; there may be others too.
+        fields: what it must hold, as `options.check_tree` takes it; there may be others too.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -118,7 +118,7 @@ def parse_json(
     if not isinstance(tree, dict):
         raise ValueError(f"{place} must be an object of JSON, got a {type(tree).__name__}; {cure}")
     try:
-        schema.check("", tree, {"*": schema.whatever, **(fields or {})})
+        options.check_tree("", tree, {"*": options.whatever, **(fields or {})})
     except ValueError as error:
         raise ValueError(f"{place.rstrip(',')}: {error}; {cure}") from error
     return tree

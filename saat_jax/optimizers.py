@@ -136,7 +136,7 @@ def make_schedule(
         >>> [round(schedule(step), 3) for step in range(8)]
         [0.4, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
     """
-    make = SCHEDULES.look_up(name)
+    make = SCHEDULES[name]
     options.check_numbers(
         learning_rate=learning_rate, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
     )
@@ -171,7 +171,7 @@ def make_optimizer(
     Raises:
         ValueError: if there is no such optimizer, or a number is out of its range.
     """
-    rule = OPTIMIZERS.look_up(name)
+    rule = OPTIMIZERS[name]
     options.check_numbers(
         momentum=momentum, beta1=beta1, weight_decay=weight_decay, accumulate=accumulate
     )

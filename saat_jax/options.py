@@ -3,17 +3,20 @@
 Each number has one range, whatever takes it: a field of a config or an argument of a function.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 T = TypeVar("T")
+# Of (place, value): raises a ValueError.
+Check = Callable[[str, Any], None]
 
 
 class Choices(dict[str, T]):
@@ -27,7 +30,7 @@ class Choices(dict[str, T]):
     Example:
         >>> fruits = Choices("fruit", {"apple": 1})
         >>> fruits.register("pear", 2)
-        >>> fruits.look_up("pear")
+        >>> fruits["pear"]
         2
     """
 
@@ -36,12 +39,12 @@ class Choices(dict[str, T]):
         self.kind = kind
         self._base = base
 
-    def look_up(self, name: str) -> T:
+    def __getitem__(self, name: str) -> T:
         """The entry of a name; ValueError lists the names if there is none."""
         if not isinstance(name, str) or name not in self:
             got = shortened(name) if isinstance(name, str) else name
             raise ValueError(f"unknown {self.kind} {got!r}; expected one of {sorted(self)}")
-        return self[name]
+        return super().__getitem__(name)
 
     def register(self, name: str, entry: T) -> None:
         """Adds an entry of one's own.
@@ -63,7 +66,7 @@ class Choices(dict[str, T]):
 
 def check_word(name: str, value: str, words: Iterable[str]) -> None:
     """Refuses an argument that is none of some words, with a ValueError that lists them."""
-    Choices(name, dict.fromkeys(words)).look_up(value)
+    Choices(name, dict.fromkeys(words))[value]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,18 +112,23 @@ def declared(made: type[Options]) -> dict[str, Any]:
     }
 
 
-def check_given(place: str, known: Mapping[str, Any], given: Iterable[str]) -> None:
-    """Refuses names that are no options, and misses those without a default.
+def check_given(place: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses what is no option, misses what has no default, and checks what is True or False.
 
     Args:
         place: what has the options, in messages.
         known: the options with their defaults, `...` for none.
-        given: the names.
+        given: the options.
     """
     if unknown := sorted({*given} - known.keys()):
         raise ValueError(f"{place} has no option {shortened(unknown[0])!r}; it has {sorted(known)}")
     if missing := [name for name in known if known[name] is ... and name not in given]:
         raise ValueError(f"{place} needs the option {missing[0]!r}, which has no default")
+    for name, value in given.items():
+        # Of some, such as "anneal", a number has a meaning too.
+        is_flag = isinstance(known[name], bool) and not range_of(name)
+        if is_flag and not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{place}: {name} must be True or False, got {shortened(value)!r}")
 
 
 def create(made: type[AnyOptions], place: str, given: Mapping[str, Any]) -> AnyOptions:
@@ -298,6 +306,8 @@ RANGES: dict[str, Range] = {
     "k": _COUNT,
     "min_count": _COUNT,
     "num_examples": _FROM_ZERO,
+    # Of an estimate of cost.
+    "teraflops": _POSITIVE,
 }
 
 
@@ -345,3 +355,124 @@ def check_numbers(place: str = "", /, **numbers: Any) -> None:
 def _refuse(name: str, problem: str) -> None:
     if problem:
         raise ValueError(f"{name} {problem}")
+
+
+# What the types of a shape are to Python, and in words.
+_KINDS: dict[type, tuple[Any, str]] = {
+    str: (str, "a text"),
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    dict: (Mapping, "a section of fields"),
+    list: ((list, tuple), "a list"),
+}
+# Nobody can draw more.
+_LARGEST = 1e30
+
+
+def check_tree(place: str, value: Any, shape: Any, *, whole: str = "it") -> None:
+    """Refuses a value of a config or of JSON that is not of a shape.
+
+    A shape is one of
+
+        a type                  str, bool, int, float, dict, list; a float may be whole
+        a Range                 a number within it
+        a Choices               one of its names
+        (None, shape)           nothing, or of a shape
+        [shape]                 a list or tuple that is not empty, each entry of a shape
+        {"name": shape, ...}    a section; "name?" may be left out, and with "*" there may be others
+        a function              of (place, value), which raises a ValueError
+
+    Args:
+        place: of the value, such as "model.num_bits"; empty for a whole tree.
+        value: what stands there.
+        shape: as above.
+        whole: what to call the value where it has no place.
+
+    Raises:
+        ValueError: naming the place, what stands there, and what may.
+
+    Example:
+        >>> check_tree("", {"num_bits": -4}, {"num_bits": number, "name?": str})
+        Traceback (most recent call last):
+        ValueError: num_bits must be a whole number from 1 to 65536, got -4
+    """
+    if isinstance(shape, Range):  # A tuple too.
+        if problem := shape.problem(value):
+            raise ValueError(f"{place} {problem}")
+    elif isinstance(shape, Choices):  # A mapping too.
+        with naming(place):
+            shape[value]
+    elif isinstance(shape, type):
+        _check_type(place or whole, value, shape)
+    elif isinstance(shape, tuple):
+        if value is not None:
+            check_tree(place, value, shape[1])
+    elif isinstance(shape, list):
+        _check_type(place, value, list)
+        if not len(value):
+            raise ValueError(f"{place} must be a list that is not empty")
+        for number, inner in enumerate(value):
+            check_tree(f"{place}[{number}]", inner, shape[0])
+    elif isinstance(shape, Mapping):
+        _check_fields(place, value, shape, place or whole)
+    else:
+        shape(place, value)
+
+
+def _check_type(place: str, value: Any, kind: type) -> None:
+    kinds, words = _KINDS[kind]
+    # To Python a truth value is a number.
+    fits = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+    if fits and kind is float:
+        fits = abs(value) <= _LARGEST or abs(value) == math.inf
+    if not fits:
+        got = shortened(repr(value), 60)
+        raise ValueError(f"{place} must be {words}, got {got}")
+
+
+def _check_fields(place: str, value: Any, shape: Mapping[str, Any], whole: str) -> None:
+    _check_type(whole, value, dict)
+    known = {name.rstrip("?"): inner for name, inner in shape.items()}
+    names = sorted(known.keys() - {"*"})
+    if "*" not in known and (unknown := [name for name in value if name not in known]):
+        got = shortened(unknown[0], 60)
+        raise ValueError(f"{whole} has no field {got!r}; it has {names}")
+    if lacking := [name for name in shape if name[-1] not in "?*" and name not in value]:
+        raise ValueError(f"{whole} lacks {lacking[0]!r}; it has the fields {names}")
+    for name, inner in value.items():
+        # What may be left out may be nothing.
+        if inner is not None or f"{name}?" not in shape:
+            where = f"{place}.{shortened(name, 60)}".lstrip(".")
+            check_tree(where, inner, known.get(name, known.get("*")))
+
+
+def number(place: str, value: Any) -> None:
+    """A number within the range that its name has."""
+    check_tree(place, value, range_of(place.rpartition(".")[2]) or Range())
+
+
+def anything(place: str, value: Any) -> None:
+    """What another part checks later; the numbers in it must be in their ranges."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            anything(place, inner)
+    elif value is None or isinstance(value, bool):
+        return
+    elif isinstance(value, int | float) or range_of(place.rpartition(".")[2]):
+        number(place, value)
+    elif isinstance(value, Mapping):
+        check_tree(place, value, {"*": anything})
+
+
+def whatever(place: str, value: Any) -> None:
+    """Any value at all."""
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Puts a place before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}" if place else str(error)) from error

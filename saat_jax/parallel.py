@@ -176,7 +176,7 @@ def map_update(
         mapping: one of `MAPPINGS`, which give the same bits.
     """
     mapped = functools.partial(update, axis_name=AXIS)
-    return MAPPINGS.look_up(mapping)(mapped, (0,) if donate else ())
+    return MAPPINGS[mapping](mapped, (0,) if donate else ())
 
 
 def _pmap(update: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:

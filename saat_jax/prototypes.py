@@ -112,7 +112,7 @@ def create_prototype_net(
         semantics_width=semantics_width,
     )
     options.check_numbers(**sizes)
-    return PROTOTYPE_NETS.look_up(name)(**sizes)
+    return PROTOTYPE_NETS[name](**sizes)
 
 
 def encode_labels(

@@ -22,7 +22,6 @@ LIBRARY = (
         "optimizers",
         "parallel",
         "perturbation",
-        "schema",
     ),
     ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
     ("generative", "prototypes"),
@@ -33,7 +32,6 @@ LIBRARY = (
 # Floor 0 may use what is left of it in this row.
 FLOOR = (
     "options",
-    "schema",
     "files",
     "labels",
     "hamming",

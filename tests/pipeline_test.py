@@ -150,9 +150,9 @@ def test_a_start_names_its_devices_and_what_is_left(tmp_path, digits):
     run = pipeline.Run(demo.get_config("smoke").to_dict(), tmp_path, digits)
 
     def words():
-        return [words for part in tasks.TASKS["chain"] for words in part.words(run)]
+        return [words for part in tasks._PARTS["chain"] for words in part.words(run)]
 
-    attack = "judge each model, attack it 2 x 40 queries"
+    attack = "judge 6 x 40 queries"
     assert words() == ["train pretrained 3 steps", "train hardened 3 steps", attack]
     folder = run.folder("pretrained")
     (folder / "checkpoints" / "latest" / "1").mkdir(parents=True)

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from configs import attacks, defenses, demo
-from saat_jax import pipeline
+from saat_jax import options, pipeline
 from saat_jax.pipeline import validation
 
 CONFIGS = pathlib.Path(demo.__file__).parent
@@ -85,7 +85,7 @@ def _changed(path, value, make=demo.get_config):
         ),
         # Kinds of values.
         ("model", "alexnet", "model must be a section of fields, got 'alexnet'"),
-        ("attacks", "mainstay", "attacks must be a section that names each attack"),
+        ("attacks", "mainstay", "attacks must be a section of fields, got 'mainstay'"),
         ("evaluation.models", "hardened", r"evaluation.models must be a tuple of texts .*'hard"),
         ("evaluation.models", ("../..",), "the name of a model is up to 100 letters"),
         ("evaluation.checkpoint", "newest", "evaluation.checkpoint: unknown checkpoint 'newest'"),
@@ -188,4 +188,4 @@ def test_numbers_are_checked_in_every_section():
         changed = copy.deepcopy(config)
         functools.reduce(lambda tree, name: tree[name], path[:-1], changed)[path[-1]] = math.nan
         with pytest.raises(ValueError, match=rf"{path[-1]} must be .*got nan"):
-            validation.check_fields("", changed, validation.FIELDS)
+            options.check_tree("", changed, validation.FIELDS)

@@ -135,7 +135,7 @@ def make_blocks(drawing: Drawing) -> list[Block]:
 
 
 def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, str]]) -> list[Block]:
-    x, y = _CURVES.look_up(panel.curve)
+    x, y = _CURVES[panel.curve]
     records = {label: load_record(p) for label, p in panel.records.items() if p.exists()}
     targeted = any(record["targeted"] for record in records.values())
     lines = []

@@ -118,7 +118,7 @@ def code_loss(name: str, *, targeted: bool) -> Callable[[Array, Array], Array]:
     Raises:
         ValueError: if no loss has that name.
     """
-    return functools.partial(CODE_LOSSES.look_up(name), targeted=targeted)
+    return functools.partial(CODE_LOSSES[name], targeted=targeted)
 
 
 def target_loss(

@@ -360,7 +360,7 @@ def pgd(
         encode_fn,
         variables,
         images,
-        rule=STEP_RULES.look_up(direction)(step_size),
+        rule=STEP_RULES[direction](step_size),
         epsilon=epsilon,
         num_steps=num_steps,
         alphas=alphas,

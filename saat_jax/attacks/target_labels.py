@@ -15,7 +15,7 @@ def _distinct_labels(database_labels: np.ndarray, protocol: str, min_count: int)
     check_labels("database_labels", database_labels)
     distinct, counts = np.unique(np.asarray(database_labels), axis=0, return_counts=True)
     kept = counts >= min_count
-    return distinct[kept & distinct.any(axis=1) if PROTOCOLS.look_up(protocol) else kept]
+    return distinct[kept & distinct.any(axis=1) if PROTOCOLS[protocol] else kept]
 
 
 def target_candidates(

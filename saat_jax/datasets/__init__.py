@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
-from saat_jax import options, schema
+from saat_jax import options
 from saat_jax.datasets.batches import eval_batches, steps_per_epoch, train_batches
 from saat_jax.datasets.checks import ManifestError, check_dataset
 from saat_jax.datasets.digits import load_digits
@@ -51,7 +51,7 @@ SOURCES: options.Choices[Callable[..., Dataset]] = options.Choices(
 
 
 def _folder(place: str, value: Any) -> None:
-    schema.check(place, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
+    options.check_tree(place, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
 
 
 # Of which kind the options are; the others are numbers, if they have a range.
@@ -63,7 +63,7 @@ _SHAPES = {
     "exif?": bool,
     "name?": str,
     "data_dir?": _folder,
-    "*": schema.anything,
+    "*": options.anything,
 }
 # These every config may have, as long as they say nothing.
 _SHARED = ("resize", "root", "remap", "skip_corrupt")
@@ -125,7 +125,7 @@ def check_options(source: str, **given: Any) -> dict[str, Any]:
         Traceback (most recent call last):
         ValueError: remap expects OLD=NEW, beginnings of paths, got '/home/me'
     """
-    parameters = inspect.signature(SOURCES.look_up(source)).parameters
+    parameters = inspect.signature(SOURCES[source]).parameters
     known = {
         name: ... if item.default is item.empty else item.default
         for name, item in parameters.items()
@@ -137,7 +137,7 @@ def check_options(source: str, **given: Any) -> dict[str, Any]:
         if name not in _SHARED or not (value is None or value is False or _is_empty(value))
     }
     options.check_given(f"source {source!r}", known, given)
-    schema.check("", given, _SHAPES)
+    options.check_tree("", given, _SHAPES)
     check_sizes(given.get("image_size", known["image_size"]), given.get("resize"))
     return given
 

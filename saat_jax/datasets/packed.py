@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax import files, options, parallel, schema
+from saat_jax import files, options, parallel
 from saat_jax.datasets import images, lazy
 from saat_jax.datasets.splits import Dataset, Split
 
@@ -24,9 +24,9 @@ _PACKING = {
     "fingerprint": str,
     "bytes": int,
     "class_names": [str],
-    "image_size": schema.number,
-    "resize": (None, schema.number),
-    "num_images": schema.number,
+    "image_size": options.number,
+    "resize": (None, options.number),
+    "num_images": options.number,
     "shard_size": options.Range(1, whole=True),
 }
 

@@ -302,7 +302,7 @@ class AttackSettings:
             ValueError: if there is no such attack or option, one is missing, the attack takes
                 another `targeted` only, or a value is none that the option can have.
         """
-        method = ATTACKS.look_up(attack)
+        method = ATTACKS[attack]
         if not isinstance(targeted, bool) or targeted not in method.targeted:
             kind = "targeted" if True in method.targeted else "non-targeted"
             one = f"is {kind} only; set" if len(method.targeted) == 1 else "needs"
@@ -317,9 +317,7 @@ class AttackSettings:
         options.check_numbers(epsilon=epsilon, **given)
         for name, value in given.items():
             if name in _WORDS:
-                _WORDS[name].look_up(value)
-            elif isinstance(known[name], bool) and name != "anneal" and not isinstance(value, bool):
-                raise ValueError(f"{name} must be True or False, got {options.shortened(value)!r}")
+                _WORDS[name][value]
         if given.get("loss") == "pooled":
             raise ValueError(
                 "loss 'pooled' makes an image depend on its batch mates, the records of a "

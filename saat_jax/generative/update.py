@@ -151,8 +151,8 @@ def make_gan_update(
         ProS-GAN, Eq. 5 and Algorithm 1. Differs from the released code in the
         spectral norm, see `SpectralConv`.
     """
-    reconstruction_loss = losses.RECONSTRUCTION_LOSSES.look_up(reconstruction)
-    code_loss = losses.HASH_LOSSES.look_up(hash_loss)
+    reconstruction_loss = losses.RECONSTRUCTION_LOSSES[reconstruction]
+    code_loss = losses.HASH_LOSSES[hash_loss]
     options.check_numbers(
         steps_per_epoch=steps_per_epoch,
         discriminator_every=discriminator_every,

@@ -121,14 +121,14 @@ def create_network(name: str, *, num_bits: int, **attributes: Any) -> nn.Module:
         >>> create_network("vgg11", num_bits=32).num_bits
         32
     """
-    network, fixed = NETWORKS.look_up(name)
-    options.check_numbers(num_bits=num_bits)
+    network, fixed = NETWORKS[name]
     fields = network.__dataclass_fields__
     known = set(fields) - {"num_bits", "parent", "name", *fixed}
     if unknown := set(attributes) - known:
         raise ValueError(f"{name} has no option {sorted(unknown)}; it has {sorted(known)}")
     for attribute, value in attributes.items():
         _check_attribute(network, attribute, value, fields[attribute].default)
+    options.check_numbers(num_bits=num_bits, **attributes)
     return network(num_bits=num_bits, **fixed, **attributes)
 
 
@@ -145,7 +145,6 @@ def _check_attribute(network: type[nn.Module], name: str, value: Any, default: A
                 f"{name} must be a tuple of numbers, such as {default}, got "
                 f"{options.shortened(repr(value))}"
             )
-    options.check_numbers(**{name: value})
 
 
 def init_variables(model: nn.Module, rng: Array, *, image_size: int) -> dict[str, Any]:

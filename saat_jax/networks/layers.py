@@ -108,7 +108,7 @@ def weight_and_bias_init(name: str, shape: Sequence[int]) -> Initializers:
     Raises:
         ValueError: if there is no such name.
     """
-    return INITIALIZERS.look_up(name)(math.prod(shape[:-1]))
+    return INITIALIZERS[name](math.prod(shape[:-1]))
 
 
 class Conv(nn.Module):

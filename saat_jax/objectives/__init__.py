@@ -118,5 +118,5 @@ def create_objective(name: str, **options: Any) -> Objective:
         Traceback (most recent call last):
         ValueError: objective 'csq' has no option 'eta'; it has ['quantization_weight', ...
     """
-    made = OBJECTIVES.look_up(name)
+    made = OBJECTIVES[name]
     return declared_options.create(made, f"objective {name!r}", options)

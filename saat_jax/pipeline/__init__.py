@@ -33,8 +33,8 @@ from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config, load_data
 from saat_jax.pipeline.runs import Run, TrainedModel
 from saat_jax.pipeline.stages import harden, train_hash
-from saat_jax.pipeline.tasks import TASKS, judge, run, show_report, transfer
-from saat_jax.pipeline.validation import Settings, validate
+from saat_jax.pipeline.tasks import judge, run, show_report, transfer
+from saat_jax.pipeline.validation import TASKS, Settings, validate
 from saat_jax.pipeline.workdir import locked
 
 __all__ = [

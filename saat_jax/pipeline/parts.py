@@ -1,5 +1,6 @@
 """What the sections of a config describe: networks, schedules, optimizers, data."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def make_gan(
 
 
 def make_optimizer(
-    stage: Config, *, num_epochs: int, steps_per_epoch: int, updates: Sequence[int] | None = None
+    stage: Config, num_epochs: int, steps_per_epoch: int, *, updates: Sequence[int] | None = None
 ) -> tuple[optimizers.Schedule, optax.GradientTransformation]:
     """The learning rate by step, and the optimizer, of a training stage."""
     schedule = optimizers.make_schedule(
@@ -60,13 +61,8 @@ def make_discriminator_optimizer(
     """The optimizer of the steps, not all of an epoch, in which the discriminator learns."""
     num_epochs, every = stage["num_epochs"], stage["options"]["discriminator_every"]
     steps = range(num_epochs * steps_per_epoch)
-    _, optimizer = make_optimizer(
-        stage,
-        num_epochs=num_epochs,
-        steps_per_epoch=steps_per_epoch,
-        updates=[step for step in steps if step % steps_per_epoch % every == 0],
-    )
-    return optimizer
+    updates = [step for step in steps if step % steps_per_epoch % every == 0]
+    return make_optimizer(stage, num_epochs, steps_per_epoch, updates=updates)[1]
 
 
 def decisive(stage: Config) -> Config:
@@ -81,3 +77,16 @@ def first_objective_state(
     # A number that no update folds into the same seed: no step, nor its complement.
     rng = jax.random.fold_in(jax.random.key(config["seed"]), 2**31)
     return objective.init(rng, labels, config["model"]["num_bits"])
+
+
+def _no_codes(variables: Any, images: jax.Array, alpha: Any) -> jax.Array:
+    raise NotImplementedError("an update that is made is not run")
+
+
+def check_gan(stage: Config, data: datasets.Dataset) -> None:
+    """Makes what ProS-GAN's training is made of, but for its numbers, or raises a ValueError."""
+    nets, (_, optimizer) = make_gan(stage, data.num_classes), make_optimizer(stage, 1, 1)
+    pair = optimizer, optimizer
+    generative.make_gan_update(*nets, _no_codes, *pair, steps_per_epoch=1, **stage["options"])
+    first: Any = functools.partial(generative.init_state, image_size=data.image_size)
+    jax.eval_shape(lambda rng: first(*nets, *pair, {}, rng), jax.random.key(0))

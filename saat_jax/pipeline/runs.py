@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saat_jax import attacks, checkpoints, datasets, evaluation, files, networks, options, training
+from saat_jax import (
+    attacks,
+    checkpoints,
+    datasets,
+    evaluation,
+    files,
+    networks,
+    options,
+    training,
+)
 from saat_jax.pipeline import parts, validation
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.workdir import CURE, check_workdir, store_config
@@ -64,16 +73,38 @@ class Run:
         guest: bool = False,
     ):
         settings = validation.validate(config)
-        self.config, self.suite, self.objective, self.protocol, _ = settings
+        self.config, self.suite, self.objective, self.protocol = settings
         self.workdir = check_workdir(workdir)
         self.data = data or parts.load_data(self.config)
-        validation.check_data(settings, self.data)
+        self._check_data(settings)
         self._guest = guest
         with files.telling(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
-        if validation.attacks_something(self.config):
+        if validation.TASKS[self.config["task"]]:
             # Now, since a query without a target must not stop a run after hours.
             self.targets_of(self.suite)
+
+    def _check_data(self, settings: validation.Settings) -> None:
+        """Refuses a config that does not suit its data; ValueError names the field."""
+        config, data, stages = self.config, self.data, settings.stages
+        # One image's state tells whether bits and classes suit the objective.
+        state = parts.first_objective_state(self.objective, config, data.train.labels[:1])
+        scaled = [place for place, stage in stages.items() if stage.get("training_scale")]
+        if state.scale is None and scaled:
+            raise ValueError(
+                f"{scaled[0]}.training_scale needs an objective with a tanh scale "
+                f"(hashnet, hswd), got {config['objective']['name']!r}; set it to False"
+            )
+        augmented = [place for place, stage in stages.items() if stage.get("augment")]
+        if augmented and not isinstance(data.train.images, np.ndarray | None):
+            raise ValueError(
+                f"{augmented[0]}.augment cannot be True for packed images, which come as packed; "
+                "set it to False, or use the lists"
+            )
+        for name, kind in settings.learners.items():
+            if kind == "prosgan":
+                with options.naming(f"learned.{name}"):
+                    parts.check_gan(config["learned"][name], data)
 
     # The fingerprint reads every pixel held in memory: once is enough.
     @functools.cached_property
@@ -105,7 +136,7 @@ class Run:
         mine = {name: self.config[name] for name in ("data", "seed", "precision")}
         training.check_identity(config, mine, path.parent)
         ours = {name: self.config[name] for name in ("attacks", "learned", "evaluation")}
-        with validation.naming(str(path)):
+        with options.naming(str(path)):
             return Run({**config, **ours}, workdir, self.data, guest=True)
 
     def accept(self) -> None:

@@ -51,9 +51,7 @@ def train_stage(
             print(f"{title}: trained already, {num_steps} steps")
             return
     run.accept()
-    schedule, optimizer = parts.make_optimizer(
-        stage, num_epochs=stage["num_epochs"], steps_per_epoch=steps_per_epoch
-    )
+    schedule, optimizer = parts.make_optimizer(stage, stage["num_epochs"], steps_per_epoch)
     training.train(
         make_update(optimizer),
         make_state(optimizer),
@@ -206,7 +204,7 @@ def harden(run: Run, name: str) -> None:
     config, data = run.config, run.data
     encode_fn, variables, pretrained = run.load_model("pretrained")
     stage = config["defenses"][name]
-    defense = defenses.DEFENSES.look_up(stage["name"])
+    defense = defenses.DEFENSES[stage["name"]]
     model = parts.make_network(config["model"])
 
     def make_state(optimizer: Any) -> defenses.TrainState:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-from saat_jax import datasets, defenses, evaluation, options, parallel, reports, training
-from saat_jax.pipeline import codes, stages, validation
+from saat_jax import datasets, defenses, evaluation, parallel, reports, training
+from saat_jax.pipeline import codes, stages
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.runs import Run
@@ -130,7 +130,13 @@ def _judging(*, save_images: bool = False) -> Part:
         show_report(run.workdir)
 
     def words(run: Run) -> list[str]:
-        return [f"judge each model, attack it {len(run.suite)} x {len(run.data.query)} queries"]
+        names = run.config["evaluation"]["models"] or ["pretrained", *run.config["defenses"]]
+        records = [(name, record) for name in names for record in ("benign", *run.suite)]
+        folder = run.workdir / "records"
+        left = [
+            pair for pair in records if not folder.joinpath(*pair).with_suffix(".json").exists()
+        ]
+        return [f"judge {len(left)} x {len(run.data.query)} queries"] if left else []
 
     return Part(judge_all, words)
 
@@ -143,27 +149,23 @@ def _transfer_words(run: Run) -> list[str]:
 TRAINING = Part(
     stages.train_hash, lambda run: _training_words(run, "pretrained", run.config["pretrain"])
 )
-TASKS: options.Choices[tuple[Part, ...]] = options.Choices(
-    "task",
-    {
-        "train_hash": (TRAINING,),
-        "harden": (_hardening(),),
-        **{f"train_{kind}": (_hardening(kind),) for kind in defenses.DEFENSES},
-        "evaluate": (_judging(),),
-        "attack": (_judging(save_images=True),),
-        "compare_attacks": (TRAINING, _judging()),
-        "chain": (TRAINING, _hardening(), _judging()),
-        "transfer": (Part(transfer, _transfer_words),),
-        "encode": (Part(codes.encode, lambda run: ["encode images"]),),
-        "search": (Part(codes.search, lambda run: ["search codes"]),),
-        # Needs no data.
-        "report": (),
-    },
-)
+# By the names of `validation.TASKS`.
+_PARTS: dict[str, tuple[Part, ...]] = {
+    "train_hash": (TRAINING,),
+    "harden": (_hardening(),),
+    **{f"train_{kind}": (_hardening(kind),) for kind in defenses.DEFENSES},
+    "evaluate": (_judging(),),
+    "attack": (_judging(save_images=True),),
+    "compare_attacks": (TRAINING, _judging()),
+    "chain": (TRAINING, _hardening(), _judging()),
+    "transfer": (Part(transfer, _transfer_words),),
+    "encode": (Part(codes.encode, lambda run: ["encode images"]),),
+    "search": (Part(codes.search, lambda run: ["search codes"]),),
+}
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task, one of `TASKS`.
+    """Runs the config's task, one of `validation.TASKS`.
 
     What is finished in the folder is not done again, what was stopped goes on.
 
@@ -178,17 +180,20 @@ def run(config: Config, workdir: str | pathlib.Path) -> None:
         ValueError: if the config, its data or a file of the folder is wrong, or the folder is in
             use.
     """
-    config = validation.plain(config)
-    parts = TASKS.look_up(str(config.get("task")))
     folder = check_workdir(workdir)
-    if not parts:
+    if hasattr(config, "get") and config.get("task") == "report":
+        # Needs no data, and no lock.
         show_report(folder)
         return
-    validation.check_fields("", config, validation.FIELDS)
-    with jax.default_matmul_precision(config["precision"]), locked(folder):
+    with locked(folder):
         made = Run(config, folder)
+        parts = _PARTS[made.config["task"]]
         words = [words for part in parts for words in part.words(made)]
         if jax.process_index() == 0:
-            print(f"running on {parallel.describe_devices()}: {'; '.join(words)}", flush=True)
-        for part in parts:
-            part.run(made)
+            print(
+                f"running on {parallel.describe_devices()}: {'; '.join(words) or 'all is done'}",
+                flush=True,
+            )
+        with jax.default_matmul_precision(made.config["precision"]):
+            for part in parts:
+                part.run(made)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saat_jax import files, options, schema
+from saat_jax import files, options
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -24,11 +24,11 @@ _FEW_ATTACKS = 4
 _AGAIN = "delete it and evaluate again"
 
 
-def _same_lengths(shape: Mapping[str, Any]) -> schema.Check:
+def _same_lengths(shape: Mapping[str, Any]) -> options.Check:
     """Of a shape whose fields are lists, all as long."""
 
     def check(place: str, value: Any) -> None:
-        schema.check(place, value, shape)
+        options.check_tree(place, value, shape)
         if len(lengths := {len(value[name]) for name in shape}) > 1:
             raise ValueError(f"{place} must have lists of one length, got {sorted(lengths)}")
 
@@ -38,14 +38,14 @@ def _same_lengths(shape: Mapping[str, Any]) -> schema.Check:
 # What the files hold. A mean of shares may be rounded to above 1.
 _SHARE = options.Range(0, 1 + 1e-6)
 _MADE = {
-    "protocol": {"k": (None, options.RANGES["k"]), "base_rate?": _SHARE, "*": schema.whatever},
+    "protocol": {"k": (None, options.RANGES["k"]), "base_rate?": _SHARE, "*": options.whatever},
     "settings?": {
         "attack?": str,
         "epsilon?": options.RANGES["epsilon"],
         "num_steps?": options.RANGES["num_steps"],
-        "*": schema.whatever,
+        "*": options.whatever,
     },
-    "*": schema.whatever,
+    "*": options.whatever,
 }
 _RECORD = {
     "model": str,

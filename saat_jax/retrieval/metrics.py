@@ -97,7 +97,7 @@ def average_precision(
     if ties != "index":
         groups = counting.tie_groups(packed, ties=ties, k=k)
         return _average_precisions(groups, k=k, normalizer=normalizer)
-    normalize = NORMALIZERS.look_up(normalizer)
+    normalize = NORMALIZERS[normalizer]
     values = []
     for hits, (num_relevant,) in counting.rankings(packed, k=k):
         ranks = np.flatnonzero(hits) + 1
@@ -218,7 +218,7 @@ def graded_scores(
     """
     packed = counting.pack(query_codes, database_codes, query_labels, database_labels)
     k = _list_length(k, packed.num_database)
-    NORMALIZERS.look_up(normalizer)
+    options.check_word("normalizer", normalizer, NORMALIZERS)
     discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + np.arange(1, k + 1)))])
     ndcg, wap = [], []
     for pair in counting.tie_groups(packed, ties=ties, k=k, num_grades=packed.num_grades):
@@ -402,7 +402,7 @@ def _list_length(k: int | None, num_database: int) -> int:
 
 def _average_precisions(groups: Groups, *, k: int, normalizer: str) -> np.ndarray:
     """Average precision at k of every query, from its groups of tied items. `[num_queries]`"""
-    normalize = NORMALIZERS.look_up(normalizer)
+    normalize = NORMALIZERS[normalizer]
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))])
     return np.concatenate(
         [_average_precision(*pair, harmonic, k=k, normalize=normalize) for pair in groups]

@@ -2,16 +2,16 @@
 
 import pytest
 
-from saat_jax import options, schema
+from saat_jax import options
 
 COLOURS = options.Choices("colour", {"red": 1, "blue": 2})
 SHAPE = {
     "name": str,
     "share?": options.Range(0, 1),
     "colour": COLOURS,
-    "num_bits": schema.number,
+    "num_bits": options.number,
     "sizes": [float],
-    "section": {"*": schema.anything},
+    "section": {"*": options.anything},
     "nothing": (None, bool),
 }
 TREE = {
@@ -26,9 +26,9 @@ TREE = {
 
 
 def test_what_is_of_its_shape_is_taken():
-    schema.check("", TREE, SHAPE)
-    schema.check("", {**TREE, "share": None, "nothing": True}, SHAPE)
-    schema.check("", {"a": 1}, {"*": schema.whatever})
+    options.check_tree("", TREE, SHAPE)
+    options.check_tree("", {**TREE, "share": None, "nothing": True}, SHAPE)
+    options.check_tree("", {"a": 1}, {"*": options.whatever})
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_what_is_of_its_shape_is_taken():
 )
 def test_what_is_not_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        schema.check("", {**TREE, **changes}, SHAPE)
+        options.check_tree("", {**TREE, **changes}, SHAPE)
 
 
 def test_what_is_lacking_is_named():
     with pytest.raises(ValueError, match="^a.b lacks 'name'; it has the fields"):
-        schema.check("a.b", {}, SHAPE)
+        options.check_tree("a.b", {}, SHAPE)
     with pytest.raises(ValueError, match=r"^it must be a section of fields, got \[\]"):
-        schema.check("", [], SHAPE)
+        options.check_tree("", [], SHAPE)
