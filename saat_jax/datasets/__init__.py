@@ -3,7 +3,8 @@
 A `Dataset` has three splits. The *query* images are searched for in the *database*; the
 *train* images, mostly a part of the database, teach the network. A split holds the paths of
 JPEG and PNG files, or the pixels themselves. Row i of a split is the "index" that the code
-bank uses. Knows nothing of codes, networks or attacks; only TFDS needs TensorFlow.
+bank uses. Knows nothing of codes, networks or attacks; TensorFlow is needed by TFDS, and by the
+tf.data pipelines that read images for training.
 """
 
 import inspect

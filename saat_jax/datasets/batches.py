@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from saat_jax import options, parallel
-from saat_jax.datasets import images
+from saat_jax.datasets import images, lazy
 from saat_jax.datasets.splits import Split
 
 Batch = dict[str, np.ndarray]
@@ -79,7 +80,9 @@ def train_batches(
                 yield order[step, share], draws[step, share]
 
     size = batch_size // process_count
-    return _read(split, rows, size, image_size=image_size, resize=resize, augment=augment)
+    return _read(
+        split, rows, size, _by_tf_data, image_size=image_size, resize=resize, augment=augment
+    )
 
 
 def eval_batches(
@@ -100,7 +103,7 @@ def eval_batches(
             yield index, np.empty((len(index), 3), np.float32)
 
     size = batch_size // process_count
-    return _read(split, rows, size, image_size=image_size, resize=resize)
+    return _read(split, rows, size, _in_threads, image_size=image_size, resize=resize)
 
 
 def _share(split: Split, batch_size: int, process_index: int, process_count: int) -> slice:
@@ -131,12 +134,13 @@ def _read(
     split: Split,
     rows: Rows,
     size: int,
+    reader: Callable[[Load, Rows, int], Stream],
     *,
     image_size: int,
     resize: int | None,
     augment: bool = False,
 ) -> Iterator[Batch]:
-    """Finishes the rows' batches, read from files unless they lie ready."""
+    """Finishes the rows' batches, read by `reader` unless they lie ready."""
     images.check_sizes(image_size, resize)
 
     def load(index: int, draw: np.ndarray) -> np.ndarray:
@@ -147,7 +151,7 @@ def _read(
 
     if images.is_fitted(split, image_size, resize) and not augment:
         return _finish(split, _gather(split, rows))
-    return _finish(split, _in_threads(load, rows, size))
+    return _finish(split, reader(load, rows, size))
 
 
 def _finish(split: Split, stream: Stream) -> Iterator[Batch]:
@@ -172,8 +176,37 @@ def _gather(split: Split, rows: Rows) -> Stream:
 
 
 def _in_threads(load: Load, rows: Rows, size: int) -> Stream:
-    """Reads the images of each batch two batches ahead, by Pillow, whose work needs no lock."""
+    """Reads the images of each batch two batches ahead, by nothing but Pillow."""
     items = (item for batch in rows() for item in zip(*batch, strict=True))
     pixels = images.ahead(lambda item: load(*item), items, threads=_NUM_THREADS, by=2 * size)
     for index, _ in rows():
         yield index, np.stack(list(itertools.islice(pixels, size)))
+
+
+def _by_tf_data(load: Load, rows: Rows, size: int) -> Stream:
+    """Reads the images of each batch two batches ahead, by a tf.data pipeline."""
+    tf = lazy.tensorflow()
+    failures = []
+
+    def load_row(index: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        try:
+            return load(int(index), draw)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def read(index: Any, draw: Any) -> Any:
+        return index, tf.numpy_function(load_row, [index, draw], tf.uint8, stateful=False)
+
+    signature = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 3], tf.float32)
+    data = tf.data.Dataset.from_generator(rows, output_signature=signature)
+    data = data.unbatch().map(read, num_parallel_calls=_NUM_THREADS)
+    data = data.batch(size).prefetch(2)
+    settings = tf.data.Options()
+    settings.deterministic = True
+    settings.threading.private_threadpool_size = _NUM_THREADS
+    try:
+        yield from data.with_options(settings).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        # TensorFlow's own tells of the pipeline, not of the image.
+        raise (failures[0] if failures else error) from None
