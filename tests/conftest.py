@@ -15,6 +15,7 @@ SLOW = {
     "attacks_momentum_test",
     "attacks_optimized_test",
     "attacks_test",
+    "bad_inputs_test",
     "cost_test",
     "defenses_atrdh_test",
     "defenses_cgat_test",
