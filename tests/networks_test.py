@@ -1276,9 +1276,12 @@ def test_golden_backbone_image_gradients(backbone):
         probes = case[f"grad_image_probe_alpha{key}"]
         for image, stat, values in zip(gradient, stats, probes, strict=True):
             image = np.moveaxis(image, -1, 0)
-            # Twice what is printed with the case: another CPU rounds otherwise.
-            atol = 2 * relative * stat[2]
-            np.testing.assert_allclose(probe(image, values.size), values, rtol=0, atol=atol)
+            atol = relative * stat[2]
+            errors = np.abs(probe(image, values.size) - values)
+            # Another CPU rounds otherwise, and a unit within rounding of ReLU's kink then passes
+            # the gradient of its few pixels or not: a jump there, nothing elsewhere.
+            assert np.sqrt(np.mean(errors**2)) <= atol, (errors, atol)
+            assert np.mean(errors <= atol) >= 0.98, (errors, atol)
             actual = [image.mean(), image.std(), np.abs(image).max()]
             np.testing.assert_allclose(actual, stat, rtol=0, atol=atol)
 
