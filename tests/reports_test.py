@@ -34,7 +34,7 @@ PROTOCOL = {
     "targets": "disjoint",
 }
 METRICS = {
-    ("pretrained", "benign"): {"map": 0.9012, "t_map": 0.1234},
+    ("pretrained", "benign"): {"map": 0.9012, "t_map": 0.1234, "wap": 1.2},
     ("pretrained", "mainstay"): {"map": 0.0981, "theory_map": 0.0970},
     ("pretrained", "mainstay_targeted"): {"t_map": 0.8812, "theory_t_map": 0.8900},
     ("hardened", "benign"): {"map": 0.8403, "t_map": 0.1301},

@@ -35,8 +35,10 @@ def _same_lengths(shape: Mapping[str, Any]) -> options.Check:
     return check
 
 
-# What the files hold. A mean of shares may be rounded to above 1.
+# What the files hold. A mean of shares may be rounded to above 1; a weighted precision counts
+# labels that are shared.
 _SHARE = options.Range(0, 1 + 1e-6)
+_METRICS = {"wap?": options.Range(0), "t_wap?": options.Range(0), "*": _SHARE}
 _MADE = {
     "protocol": {"k": (None, options.RANGES["k"]), "base_rate?": _SHARE, "*": options.whatever},
     "settings?": {
@@ -51,7 +53,7 @@ _RECORD = {
     "model": str,
     "attack": str,
     "targeted": bool,
-    "metrics": {"*": _SHARE},
+    "metrics": _METRICS,
     "curves": {
         f"{kind}{labels}?": _same_lengths({axis: [float], "precision": [_SHARE]})
         for kind, axis in (("precision_recall", "recall"), ("precision_at_n", "n"))
