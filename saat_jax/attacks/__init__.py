@@ -7,6 +7,10 @@ and `step_size` are in the same units. A non-targeted attack drives the code awa
 `target_codes`, a targeted one towards them.
 """
 
+from saat_jax.attacks.auto_pgd import (
+    Measured,
+    auto_pgd,
+)
 from saat_jax.attacks.code_losses import (
     CODE_LOSSES,
     alpha_schedule,
@@ -15,6 +19,14 @@ from saat_jax.attacks.code_losses import (
     mean_loss,
     pooled_loss,
     target_loss,
+)
+from saat_jax.attacks.criteria import (
+    Criterion,
+    Displace,
+    Ranking,
+    Reach,
+    best_codes,
+    rank,
 )
 from saat_jax.attacks.descent import (
     STEP_RULES,
@@ -51,6 +63,21 @@ from saat_jax.attacks.optimized import (
     sdha_loss,
     sdha_surrogate,
 )
+from saat_jax.attacks.search import (
+    SEARCH_LOSSES,
+    Aim,
+    Found,
+    LogitScale,
+    auto_pgd_search,
+    flip_weights,
+    hinge_loss,
+    logits_of,
+    measure_logits,
+    soft_gain_loss,
+    square_search,
+    weighted_loss,
+)
+from saat_jax.attacks.square import square
 from saat_jax.attacks.target_labels import (
     PROTOCOLS,
     select_target_labels,
@@ -60,22 +87,38 @@ from saat_jax.attacks.target_labels import (
 __all__ = [
     "CODE_LOSSES",
     "PROTOCOLS",
+    "SEARCH_LOSSES",
     "STEP_RULES",
+    "Aim",
+    "Criterion",
     "Descent",
+    "Displace",
+    "Found",
+    "LogitScale",
+    "Measured",
     "MomentumState",
+    "Ranking",
+    "Reach",
     "alpha_schedule",
+    "auto_pgd",
+    "auto_pgd_search",
+    "best_codes",
     "bim",
     "checked_images",
     "code_loss",
     "descend",
     "di_fgsm",
     "fgsm",
+    "flip_weights",
     "focused_loss",
     "hag",
     "hag_loss",
     "hag_mask",
+    "hinge_loss",
+    "logits_of",
     "look_ahead",
     "mean_loss",
+    "measure_logits",
     "minimize",
     "momentum_sign",
     "ni_fgsm",
@@ -84,6 +127,7 @@ __all__ = [
     "plain",
     "pooled_loss",
     "project",
+    "rank",
     "resize_and_pad",
     "row_keys",
     "sdha",
@@ -91,10 +135,14 @@ __all__ = [
     "sdha_surrogate",
     "select_target_labels",
     "si_ni_fgsm",
+    "soft_gain_loss",
+    "square",
+    "square_search",
     "target_candidates",
     "target_loss",
     "transform_input",
     "tune_variance",
     "uniform_noise",
     "vmi_fgsm",
+    "weighted_loss",
 ]

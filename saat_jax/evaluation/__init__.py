@@ -6,11 +6,13 @@ from saat_jax.evaluation.crafting import (
     attack_queries,
     encode,
 )
+from saat_jax.evaluation.flags import FLAGS, Flag
 from saat_jax.evaluation.judging import (
     attacker_knowledge,
     batches_from,
 )
 from saat_jax.evaluation.methods import (
+    AIMS,
     ATTACKS,
     Attack,
     AttackerKnowledge,
@@ -20,22 +22,41 @@ from saat_jax.evaluation.methods import (
 )
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.records import evaluate
+from saat_jax.evaluation.suites import (
+    PRESETS,
+    STANDARD,
+    AnyAttack,
+    Suite,
+    all_members,
+    create_attack,
+    standard_suite,
+)
 from saat_jax.evaluation.transfer import transfer
 
 __all__ = [
+    "AIMS",
     "ATTACKS",
+    "FLAGS",
+    "PRESETS",
+    "STANDARD",
+    "AnyAttack",
     "Attack",
     "AttackResult",
     "AttackSettings",
     "AttackerKnowledge",
     "Encoder",
+    "Flag",
     "Learned",
     "Protocol",
+    "Suite",
     "TargetCodes",
+    "all_members",
     "attack_queries",
     "attacker_knowledge",
     "batches_from",
+    "create_attack",
     "encode",
     "evaluate",
+    "standard_suite",
     "transfer",
 ]

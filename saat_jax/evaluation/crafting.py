@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from saat_jax import files, hamming, networks, options, parallel, perturbation
+from saat_jax import attacks, files, hamming, networks, options, parallel, perturbation
 from saat_jax.evaluation.methods import AttackSettings, TargetCodes
 
 Array = jax.Array
@@ -88,7 +88,8 @@ class AttackResult:
         rounded_codes: the same of the images rounded to 8 bits.
         transferred: the same as `codes`, by the name of another model that judged.
         examples: `[num_examples, height, width, channels]` uint8, some rounded images.
-        perturbation: the summary of `perturbation.summarize_perturbation`.
+        sizes: `[num_queries]` each, of `perturbation.perturbation_metrics`.
+        notes: `[num_queries]` each, what a search tells beside the images; empty of others.
         seconds_per_image: wall clock of crafting and encoding, compilation left out.
     """
 
@@ -96,8 +97,14 @@ class AttackResult:
     rounded_codes: np.ndarray
     transferred: dict[str, np.ndarray]
     examples: np.ndarray
-    perturbation: dict[str, float]
+    sizes: dict[str, np.ndarray]
+    notes: dict[str, np.ndarray]
     seconds_per_image: float
+
+    @property
+    def perturbation(self) -> dict[str, float]:
+        """The summary of the sizes."""
+        return perturbation.summarize_perturbation(self.sizes)
 
 
 def attack_queries(
@@ -112,6 +119,7 @@ def attack_queries(
     example_rows: Sequence[int] | np.ndarray = (),
     save: Callable[[int, np.ndarray], None] | None = None,
     parts: pathlib.Path | None = None,
+    compiled: dict[Any, Any] | None = None,
     title: str = "attack",
     progress: bool = False,
 ) -> AttackResult:
@@ -133,6 +141,8 @@ def attack_queries(
             `[height, width, channels]` uint8.
         parts: folder for what each batch gave, so that the attack goes on where it was stopped;
             it must belong to this very attack. None keeps nothing.
+        compiled: programs of earlier calls with the same model, to be used again where only
+            arrays differ; this call's are added.
         title: of the progress bar.
         progress: whether to show the bar.
 
@@ -141,7 +151,11 @@ def attack_queries(
         ValueError: if the batches do not cover the queries, or are of more.
     """
     attack = _BatchAttack(
-        {"": Encoder(encode_fn, variables), **(others or {})}, target_codes, settings, seed
+        {"": Encoder(encode_fn, variables), **(others or {})},
+        target_codes,
+        settings,
+        seed,
+        compiled,
     )
     results = [] if parts is None else _finished_parts(parts)
     with tqdm(total=attack.num_queries, desc=title, disable=not progress, unit="image") as bar:
@@ -165,7 +179,7 @@ class _BatchAttack:
 
     Args:
         models: by name; the one that is attacked has the name "".
-        target_codes: as of `attack_queries`, and so are settings and seed.
+        target_codes: as of `attack_queries`, and so are settings, seed and compiled.
     """
 
     def __init__(
@@ -174,14 +188,17 @@ class _BatchAttack:
         target_codes: TargetCodes,
         settings: AttackSettings,
         seed: int,
+        compiled: dict[Any, Any] | None,
     ):
-        self.num_queries = len(target_codes.codes)
+        self.num_queries = len(jax.tree.leaves(target_codes.codes)[0])
         self._models = {
             name: Encoder(jax.jit(encode_fn), parallel.on_every_device(variables))
             for name, (encode_fn, variables) in models.items()
         }
         self._craft = jax.jit(settings.build(models[""].encode_fn, target_codes))
-        self._compiled: Any = None
+        self._program = settings.program(target_codes)
+        self._compiled = {} if compiled is None else compiled
+        self._warm = False
         self._epsilon = settings.epsilon
         self._target_codes = target_codes.codes
         self._arrays = parallel.on_every_device(dict(target_codes.arrays))
@@ -196,16 +213,29 @@ class _BatchAttack:
                 f"{batch['index'][real].max()}; make them of all"
             )
         # Padding takes the codes of the last query.
-        codes = self._target_codes[np.minimum(batch["index"], self.num_queries - 1)]
+        rows = np.minimum(batch["index"], self.num_queries - 1)
+        codes = jax.tree.map(lambda array: np.asarray(array)[rows], self._target_codes)
         arguments = parallel.split_rows((image, codes, self._keys(batch["index"])))
         arguments = (self._models[""].variables, *arguments)
-        if self._compiled is None:
-            self._compiled = self._craft.lower(*arguments, **self._arrays).compile()
+        key = self._program, jax.tree.map(np.shape, arguments[1:])
+        if repr(key) not in self._compiled:
+            program = self._craft.lower(*arguments, **self._arrays).compile()
+            self._compiled[repr(key)] = program
+        if not self._warm:
             for name in self._models:
                 self._codes(image, name)
+            self._warm = True
         start = time.perf_counter()
-        crafted = self._compiled(*arguments, **self._arrays)
-        part = {"codes": self._codes(crafted)[real], "row": batch["index"][real]}
+        crafted = self._compiled[repr(key)](*arguments, **self._arrays)
+        notes: dict[str, np.ndarray] = {}
+        if isinstance(crafted, attacks.Found):
+            notes = {
+                f"notes/{name}": np.asarray(values)[real]
+                for name, values in crafted._asdict().items()
+                if name != "images"
+            }
+            crafted = crafted.images
+        part = notes | {"codes": self._codes(crafted)[real], "row": batch["index"][real]}
         adversarial = np.asarray(crafted)
         part["seconds"] = np.array(time.perf_counter() - start)
         _audit(image[real], adversarial[real], self._epsilon)
@@ -244,7 +274,8 @@ def _joined(
         rounded_codes=all_queries("rounded_codes"),
         transferred=by_name("transferred/"),
         examples=_all_rows([part["example"] for part in results], shown, example_rows),
-        perturbation=perturbation.summarize_perturbation(by_name("perturbation/")),
+        sizes=by_name("perturbation/"),
+        notes=by_name("notes/"),
         # With several processes, of this one, for its share of the queries.
         seconds_per_image=float(sum(part["seconds"] for part in results))
         / max(sum(map(len, rows)), 1),

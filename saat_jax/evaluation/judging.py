@@ -9,18 +9,28 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import datasets, hamming, labels, networks, options
+from saat_jax import attacks, datasets, hamming, labels, networks, options
 from saat_jax.evaluation import record_files
 from saat_jax.evaluation.crafting import AttackResult, Batches, Encoder, attack_queries, encode
-from saat_jax.evaluation.methods import AttackerKnowledge, AttackSettings, Learned, TargetCodes
+from saat_jax.evaluation.methods import (
+    AttackerKnowledge,
+    AttackSettings,
+    Learned,
+    TargetCodes,
+    mainstay_target_codes,
+)
 from saat_jax.evaluation.protocol import Protocol
+from saat_jax.evaluation.suites import AnyAttack
 
 BENIGN = "benign"
 # In the identity of records: the library's when it last began to give other numbers, so that a
 # newer one finds what an older one has finished.
 MEASURED_AS = "0.1.0"
+# Untouched queries by which the size of logits is measured.
+_NUM_MEASURED = 64
 
 
 def batches_from(
@@ -47,12 +57,23 @@ def attacker_knowledge(
     dataset: datasets.Dataset,
     target_labels: np.ndarray | None,
     *,
-    seed: int,
+    protocol: Protocol,
     batch_size: int,
     learned: Mapping[str, Learned] | None = None,
     progress: bool = False,
 ) -> AttackerKnowledge:
     """Encodes a dataset into what an attacker of the model knows. Arguments as of `evaluate`."""
+
+    def measure_logits() -> attacks.LogitScale:
+        # Of the same images on every process, whatever the batches.
+        images = datasets.load_images(
+            dataset.query,
+            np.arange(min(_NUM_MEASURED, len(dataset.query))),
+            image_size=dataset.image_size,
+            resize=dataset.resize,
+        )
+        return attacks.measure_logits(encode_fn, variables, jnp.asarray(images))
+
     database, query, train = (
         encode(
             encode_fn,
@@ -73,8 +94,11 @@ def attacker_knowledge(
         train_labels=dataset.train.labels,
         database_codes=database,
         database_labels=dataset.database.labels,
-        seed=seed,
+        seed=protocol.seed,
         learned=learned or {},
+        k=protocol.k,
+        normalizer=protocol.normalizer,
+        measure_logits=measure_logits,
     )
 
 
@@ -89,6 +113,7 @@ class JudgedModel:
         protocol: how to measure.
         batch_size: images in a batch.
         progress: whether to show progress bars.
+        compiled: programs of its attacks.
     """
 
     encoder: Encoder
@@ -97,6 +122,7 @@ class JudgedModel:
     protocol: Protocol
     batch_size: int
     progress: bool
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def benign_codes(self) -> np.ndarray:
@@ -106,6 +132,18 @@ class JudgedModel:
     def map_at_k(self, codes: np.ndarray, *, targeted: bool) -> float:
         """MAP, or t-MAP if targeted, of the queries' codes."""
         return self.protocol.map_at_k(*self._problem(codes, targeted))
+
+    def average_precision(self, codes: np.ndarray, *, targeted: bool) -> np.ndarray:
+        """Average precision of every query, of those too that do not count. `[num_queries]`"""
+        return self.protocol.average_precision(*self._problem(codes, targeted))
+
+    def mean_over_judged(self, values: np.ndarray) -> float:
+        """Mean over the queries that count, of a value for each of all."""
+        return float(np.mean(values[self.protocol.judged_rows(self.known.labels)]))
+
+    def mainstay_codes(self, *, targeted: bool) -> np.ndarray:
+        """Mainstay codes of all queries."""
+        return mainstay_target_codes(self.known, targeted=targeted).codes
 
     def scores(
         self, codes: np.ndarray, *, targeted: bool
@@ -126,6 +164,7 @@ class JudgedModel:
             target_codes,
             settings,
             seed=self.protocol.seed,
+            compiled=self.compiled,
             progress=self.progress,
             **arguments,
         )
@@ -150,7 +189,7 @@ def prepare(
         *encoder,
         dataset,
         target_labels,
-        seed=protocol.seed,
+        protocol=protocol,
         batch_size=batch_size,
         learned=learned,
         progress=progress,
@@ -164,7 +203,7 @@ def metric_of(targeted: bool) -> str:
 
 
 def check_suite(
-    suite: Mapping[str, AttackSettings],
+    suite: Mapping[str, AnyAttack],
     dataset: datasets.Dataset,
     target_labels: np.ndarray | None,
 ) -> None:

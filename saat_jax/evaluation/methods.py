@@ -12,26 +12,31 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import attacks, generative, hamming, mainstay, options
 
 Array = jax.Array
 
+# Distinct codes of a database that a search looks at; of more, so many stand for all.
+_MAX_CODES = 4096
+
 
 class TargetCodes(NamedTuple):
     """What steers an attack.
 
     Attributes:
-        codes: `[num_queries, ...]`, handed to the perturbation by batches as its `target_codes`;
-            what stands in their place may be the labels (SDHA) or their semantics (ProS-GAN).
+        codes: `[num_queries, ...]`, or a tree of such, handed to the perturbation by batches as
+            its `target_codes`; what stands in their place may be the labels (SDHA), their
+            semantics (ProS-GAN) or the aim of a search.
         theory: `[num_queries, num_bits]` the codes that the attack would reach at best; None
             if it has none.
         arrays: keyword arguments of the perturbation that all queries share.
         static: the same, for what is no array.
     """
 
-    codes: np.ndarray
+    codes: Any
     theory: np.ndarray | None
     arrays: Mapping[str, Any] = {}
     static: Mapping[str, Any] = {}
@@ -65,6 +70,9 @@ class AttackerKnowledge:
         seed: of what is drawn from them.
         learned: the networks trained for attacks by name, which is the attack's ("tha",
             "prosgan") or its option `learned`.
+        k: length of the list by which the codes are judged; None for the whole database.
+        normalizer: of the average precision, see `retrieval.average_precision`.
+        measure_logits: gives the scale of the model's logits.
     """
 
     labels: np.ndarray
@@ -76,6 +84,36 @@ class AttackerKnowledge:
     database_labels: np.ndarray
     seed: int
     learned: Mapping[str, Learned] = dataclasses.field(default_factory=dict)
+    k: int | None = None
+    normalizer: str = "hits"
+    measure_logits: Callable[[], attacks.LogitScale] | None = None
+
+    @functools.cached_property
+    def logit_scale(self) -> attacks.LogitScale:
+        """The scale of the model's logits."""
+        if self.measure_logits is None:
+            raise ValueError("a search needs measure_logits, got None; attacker_knowledge has it")
+        return self.measure_logits()
+
+    @functools.cached_property
+    def own_ranking(self) -> tuple[attacks.Ranking, np.ndarray]:
+        """The database's codes, and what of them is relevant to each query."""
+        return self._rank(self.labels)
+
+    @functools.cached_property
+    def target_ranking(self) -> tuple[attacks.Ranking, np.ndarray]:
+        """The same, and what of them has a target label."""
+        return self._rank(self.labels_for(True))
+
+    def _rank(self, labels: np.ndarray) -> tuple[attacks.Ranking, np.ndarray]:
+        return attacks.rank(
+            labels,
+            self.database_codes,
+            self.database_labels,
+            k=self.k,
+            normalizer=self.normalizer,
+            max_codes=_MAX_CODES,
+        )
 
     def labels_for(self, targeted: bool) -> np.ndarray:
         """The labels to reach if targeted, or to leave. `[num_queries, num_classes]`"""
@@ -158,6 +196,48 @@ def no_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
     return TargetCodes(np.zeros((len(known.labels), 1), np.float32), None)
 
 
+def _mainstay_votes(known: AttackerKnowledge, targeted: bool) -> np.ndarray:
+    """Unrounded, of a mean size of one."""
+    votes = np.asarray(_voted(mainstay.mainstay_votes, known, targeted).codes)
+    size = np.abs(votes).mean(axis=1, keepdims=True)
+    return votes / np.where(size > 0, size, 1)
+
+
+def _consensus(known: AttackerKnowledge, targeted: bool) -> np.ndarray:
+    theory = relevant_target_codes(known, targeted=targeted).theory
+    assert theory is not None
+    return theory if targeted else -theory
+
+
+# By name, the bits' weights of a search, of (attacker knowledge, targeted): `[num_queries,
+# num_bits]`, to be approached if targeted, else to be left.
+AIMS: options.Choices[Callable[[AttackerKnowledge, bool], np.ndarray]] = options.Choices(
+    "aim",
+    {
+        "votes": _mainstay_votes,
+        "mainstay": lambda known, targeted: mainstay_target_codes(known, targeted=targeted).codes,
+        "consensus": _consensus,
+        "own": lambda known, targeted: np.asarray(hamming.binarize(known.soft_codes)),
+    },
+)
+
+
+def aim_of_search(
+    known: AttackerKnowledge, *, targeted: bool, aim: str, restart: int
+) -> TargetCodes:
+    """What steers a search: weights of the bits, and the ranking that is to change."""
+    if aim == "own" and targeted:
+        raise ValueError("aim 'own' is that of attacks with targeted=False only; take 'votes'")
+    ranking, relevant = known.target_ranking if targeted else known.own_ranking
+    weights: Any = np.asarray(AIMS[aim](known, targeted), np.float32) * (-1 if targeted else 1)
+    scale: Any = jax.tree.map(np.float32, known.logit_scale)
+    arrays = {"ranking": ranking, "scale": scale, "restart": np.uint32(restart)}
+    criterion = attacks.Reach if targeted else attacks.Displace
+    return TargetCodes(
+        attacks.Aim(weights, jnp.asarray(relevant)), None, arrays, {"criterion": criterion}
+    )
+
+
 class TargetSource(NamedTuple):
     """Where an attack's target codes are from.
 
@@ -171,6 +251,14 @@ class TargetSource(NamedTuple):
 
 
 MAINSTAY = TargetSource(mainstay_target_codes, {"weighting": "similarity", "ties": "positive"})
+_AIM = TargetSource(aim_of_search, {"aim": "votes", "restart": 0})
+
+
+def _passes_of_steps(given: Mapping[str, Any]) -> tuple[int, int]:
+    """A forward and a backward pass a step, of each copy or neighbour too."""
+    copies = given.get("num_scales", 1) + given.get("num_neighbors", 0)
+    passes = given.get("num_steps", 1) * copies
+    return passes, passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,19 +266,24 @@ class Attack:
     """A named attack, whose options are listed here once, for the checks and for docs/attacks.md.
 
     Attributes:
-        perturb: called like `attacks.pgd`, with a batch of the rows of `TargetCodes.codes`.
+        perturb: called like `attacks.pgd`, with a batch of the rows of `TargetCodes.codes`; a
+            search returns what it has found.
         targets: where they are from.
         targeted: the values of `targeted` that it takes.
         options: of `perturb`, with their defaults; `...` for one that must be given. With
             "anneal" it is called with `alphas`, see `AttackSettings.create`.
         needs_epsilon: whether it must have a ball.
+        words: what some options may be, where it is not what it is elsewhere.
+        passes: how often the network is run forward and backward for an image, by the options.
     """
 
-    perturb: Callable[..., Array]
+    perturb: Callable[..., Array | attacks.Found]
     targets: TargetSource = MAINSTAY
     targeted: tuple[bool, ...] = (False, True)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     needs_epsilon: bool = True
+    words: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    passes: Callable[[Mapping[str, Any]], tuple[int, int]] = _passes_of_steps
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -216,7 +309,7 @@ def _learned(name: str) -> TargetSource:
 ATTACKS: options.Choices[Attack] = options.Choices(
     "attack",
     {
-        "noise": Attack(attacks.noise, TargetSource(no_target_codes)),
+        "noise": Attack(attacks.noise, TargetSource(no_target_codes), passes=lambda given: (0, 0)),
         "mainstay": Attack(attacks.pgd, options=_PGD),
         "fgsm": Attack(attacks.fgsm, options={"loss": "focused", "alpha": 0.1}),
         "bim": Attack(attacks.bim, options={**_PGD, "random_start": False}),
@@ -261,7 +354,24 @@ ATTACKS: options.Choices[Attack] = options.Choices(
         "dhta": Attack(attacks.pgd, _anchors(9), _ONLY_TARGETED, _PGD),
         "tha": Attack(attacks.pgd, _learned("tha"), _ONLY_TARGETED, _PGD),
         "prosgan": Attack(
-            generative.generate, _learned("prosgan"), _ONLY_TARGETED, needs_epsilon=False
+            generative.generate,
+            _learned("prosgan"),
+            _ONLY_TARGETED,
+            needs_epsilon=False,
+            passes=lambda given: (0, 0),
+        ),
+        "auto_pgd": Attack(
+            attacks.auto_pgd_search,
+            _AIM,
+            options={"num_steps": ..., "loss": "weighted", "flips": False},
+            words={"loss": attacks.SEARCH_LOSSES},
+            passes=lambda given: (given["num_steps"] + 1,) * 2,
+        ),
+        "square": Attack(
+            attacks.square_search,
+            _AIM,
+            options={"num_queries": ...},
+            passes=lambda given: (given["num_queries"] + 1, 0),
         ),
     },
 )
@@ -272,6 +382,7 @@ _WORDS: dict[str, options.Choices[Any]] = {
     "direction": attacks.STEP_RULES,
     "weighting": options.Choices("weighting", dict.fromkeys(typing.get_args(mainstay.Weighting))),
     "ties": options.Choices("ties", dict.fromkeys(typing.get_args(mainstay.Ties))),
+    "aim": AIMS,
 }
 
 
@@ -315,9 +426,10 @@ class AttackSettings:
         if epsilon is None and method.needs_epsilon:
             raise ValueError(f"epsilon of attack {attack!r} must be a number from 0 to 1, got None")
         options.check_numbers(epsilon=epsilon, **given)
+        words = {**_WORDS, **method.words}
         for name, value in given.items():
-            if name in _WORDS:
-                _WORDS[name][value]
+            if name in words:
+                words[name][value]
         if given.get("loss") == "pooled":
             raise ValueError(
                 "loss 'pooled' makes an image depend on its batch mates, the records of a "
@@ -336,6 +448,17 @@ class AttackSettings:
         """The name of the network trained for the attack, if it needs one."""
         return self.options.get("learned", self.attack)
 
+    @property
+    def members(self) -> dict[str, "AttackSettings"]:
+        """Itself: a suite of one; see `Suite`."""
+        return {"": self}
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """How often the network is run forward and backward for an image."""
+        method = ATTACKS[self.attack]
+        return method.passes(self._of(method.options))
+
     def asdict(self) -> dict[str, Any]:
         """All settings that are given, by name, in JSON's types."""
         return {
@@ -350,7 +473,9 @@ class AttackSettings:
         source = ATTACKS[self.attack].targets
         return source.make(known, targeted=self.targeted, **self._of(source.options))
 
-    def build(self, encode_fn: hamming.EncodeFn, target_codes: TargetCodes) -> Callable[..., Array]:
+    def build(
+        self, encode_fn: hamming.EncodeFn, target_codes: TargetCodes
+    ) -> Callable[..., Array | attacks.Found]:
         """The perturbation as a function of (variables, images, target codes, keys, **arrays)."""
         method = ATTACKS[self.attack]
         values = self._of(method.options)
@@ -365,6 +490,11 @@ class AttackSettings:
             **target_codes.static,
             **values,
         )
+
+    def program(self, target_codes: TargetCodes) -> Any:
+        """What tells the perturbation's program from others of one model, but for shapes."""
+        given = self._of(ATTACKS[self.attack].options)
+        return self.attack, self.targeted, self.epsilon, given, target_codes.static
 
     def _of(self, declared: Mapping[str, Any]) -> dict[str, Any]:
         """The values of some options: those given, else the defaults."""

@@ -62,8 +62,15 @@ class Protocol(options.Options):
     ) -> float:
         """MAP of query codes and labels against database codes and labels, in [0, 1]."""
         rows = self.judged_rows(labels)
-        arrays = codes[rows], database, labels[rows], others
-        return retrieval.map_at_k(*arrays, k=self.k, ties=self.ties, normalizer=self.normalizer)
+        return float(np.mean(self.average_precision(codes[rows], database, labels[rows], others)))
+
+    def average_precision(
+        self, codes: np.ndarray, database: np.ndarray, labels: np.ndarray, others: np.ndarray
+    ) -> np.ndarray:
+        """Average precision of each query, of those that do not count too. `[num_queries]`"""
+        return retrieval.average_precision(
+            codes, database, labels, others, k=self.k, ties=self.ties, normalizer=self.normalizer
+        )
 
     def graded_scores(
         self, codes: np.ndarray, database: np.ndarray, labels: np.ndarray, others: np.ndarray

@@ -7,9 +7,9 @@ without an attack. A record that exists with the same identity is not made again
 settings is kept in `<folder>/earlier/`, with the start of its identity in its name.
 """
 
-import functools
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -17,14 +17,16 @@ import jax
 import numpy as np
 
 from saat_jax import datasets, files, hamming, networks, options
-from saat_jax.evaluation import judging
+from saat_jax.evaluation import flags, judging, worst_case
 from saat_jax.evaluation.crafting import Encoder
 from saat_jax.evaluation.judging import JudgedModel
-from saat_jax.evaluation.methods import AttackSettings, Learned
+from saat_jax.evaluation.methods import Learned
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.record_files import RecordFiles, digest_of
+from saat_jax.evaluation.suites import AnyAttack, Suite
 
 _TOP = 10
+_NUM_RESAMPLES = 1000
 # What is read of a record that is there.
 _FIELDS = {"metrics": dict, "images_saved": bool}
 Record = dict[str, Any]
@@ -34,7 +36,7 @@ def evaluate(
     encode_fn: networks.EncodeFn,
     variables: chex.ArrayTree,
     dataset: datasets.Dataset,
-    suite: Mapping[str, AttackSettings],
+    suite: Mapping[str, AnyAttack],
     target_labels: np.ndarray | None,
     *,
     protocol: Protocol,
@@ -55,9 +57,10 @@ def evaluate(
         encode_fn: maps (variables, images, alpha) to soft codes.
         variables: what `encode_fn` needs.
         dataset: gives train (the code bank), query and database.
-        suite: the attacks by the name of their record.
+        suite: the attacks by the name of their record; of a `Suite`, such as `standard_suite`
+            gives, the worst of its members counts, query by query.
         target_labels: `[num_queries, num_classes]`, one draw for all targeted attacks; None if
-            the suite has none. Without them "benign" has no t-MAP.
+            there are none. Without them "benign" has no t-MAP.
         protocol: how to measure.
         folder: where the records go; its name is the model's.
         identity: what made the model, in JSON's types; part of each record's identity.
@@ -109,14 +112,15 @@ def evaluate(
     )
     common["protocol"]["num_bits"] = model.known.database_codes.shape[1]
     common["num_unlabelled"] = judging.num_unlabelled(dataset)
+    tests = flags.ModelTests(model)
     rows = np.linspace(0, len(dataset.query) - 1, min(num_examples, len(dataset.query)), dtype=int)
     for name, place in plan.items():
         if name in records:
             continue
         if name in suite:
-            fields, arrays = _under_attack(model, suite[name], place, rows, save_images)
+            fields, arrays = _under_attack(model, suite[name], tests, place, rows, save_images)
         else:
-            fields, arrays = _without_attack(model, place, rows)
+            fields, arrays = _without_attack(model, tests, place, rows)
         records[name] = {**common, "attack": name, **fields, "identity": place.identity}
         if jax.process_index() == 0:
             # The record last: it says that all is there.
@@ -127,13 +131,17 @@ def evaluate(
 
 
 def _made_from(
-    suite: Mapping[str, AttackSettings], learned: Mapping[str, Learned]
+    suite: Mapping[str, AnyAttack], learned: Mapping[str, Learned]
 ) -> dict[str, dict[str, Any]]:
     """What each record is made from beside what all share, by name."""
     made_from: dict[str, dict[str, Any]] = {judging.BENIGN: {"settings": None}}
     for name, attack in suite.items():
-        network = learned.get(attack.learned)
-        made_from[name] = {"settings": attack.asdict(), "learned": network and network.identity}
+        networks = [learned.get(member.learned) for member in attack.members.values()]
+        identities = [network and network.identity for network in networks]
+        made_from[name] = {
+            "settings": attack.asdict(),
+            "learned": identities if isinstance(attack, Suite) else identities[0],
+        }
     return made_from
 
 
@@ -154,7 +162,7 @@ def _finished(
 
 
 def _without_attack(
-    model: JudgedModel, place: RecordFiles, rows: np.ndarray
+    model: JudgedModel, tests: flags.ModelTests, place: RecordFiles, rows: np.ndarray
 ) -> tuple[Record, dict[str, np.ndarray]]:
     """The fields and the arrays of the record of a model without an attack."""
     place.make_room()
@@ -163,9 +171,12 @@ def _without_attack(
         target_metrics, target_curves = model.scores(model.benign_codes, targeted=True)
         metrics |= target_metrics
         curves |= {f"{name}_target": curve for name, curve in target_curves.items()}
+    queries = _of_queries(model, model.benign_codes, targeted=False)
     fields = {
         "targeted": False,
         "metrics": metrics,
+        "interval": _interval(model, queries["average_precision"]),
+        "flags": flags.raised(tests.values | tests.near_chance()),
         "curves": curves,
         "perturbation": None,
         "settings": None,
@@ -173,46 +184,102 @@ def _without_attack(
         "seconds_per_image": None,
     }
     images = _load(model.dataset, model.dataset.query, rows)
-    return fields, _examples(model, rows, model.benign_codes, images, targeted=False)
+    examples = _examples(model, rows, model.benign_codes, images, targeted=False)
+    database = np.asarray(hamming.pack_codes(model.known.database_codes))
+    return fields, {**examples, **queries, "database_codes": database}
 
 
 def _under_attack(
     model: JudgedModel,
-    settings: AttackSettings,
+    settings: AnyAttack,
+    tests: flags.ModelTests,
     place: RecordFiles,
     rows: np.ndarray,
     save_images: bool,
 ) -> tuple[Record, dict[str, np.ndarray]]:
     """The fields and the arrays of the record of an attack."""
-    target_codes = settings.target_codes(model.known)
     unfinished = place.unfinished("png" if save_images else "codes", model.batch_size)
     place.make_room(unfinished, save_images=save_images)
-    result = model.attack(
-        settings,
-        target_codes,
-        example_rows=rows,
-        save=functools.partial(_save_image, place.images) if save_images else None,
-        parts=unfinished / str(jax.process_index()),
-        title=f"attack {place.name}",
-    )
-    targeted = settings.targeted
+    targeted, title = settings.targeted, f"attack {place.name}"
+    told: Record = {}
+    arrays: dict[str, np.ndarray] = {}
+    theory: np.ndarray | None
+    if isinstance(settings, Suite):
+        outcome = worst_case.run_members(
+            model,
+            settings,
+            parts=unfinished,
+            example_rows=rows,
+            save_into=lambda name: _saving(unfinished / name / "images") if save_images else None,
+            title=title,
+        )
+        result = outcome.worst()
+        theory = worst_case.best_codes(model, targeted=targeted)
+        values = flags.of_suite(outcome, tests)
+        told = {"members": outcome.by_member(model.mean_over_judged)}
+        arrays = {"member": outcome.best}
+        if save_images and jax.process_index() == 0:
+            names = list(settings.members)
+            _keep_images(place.images, [unfinished / names[i] / "images" for i in outcome.best])
+    else:
+        target_codes = settings.target_codes(model.known)
+        result = model.attack(
+            settings,
+            target_codes,
+            example_rows=rows,
+            save=_saving(place.images) if save_images else None,
+            parts=unfinished / str(jax.process_index()),
+            title=title,
+        )
+        theory, values = target_codes.theory, {}
     metrics, curves = model.scores(result.codes, targeted=targeted)
+    queries = _of_queries(model, result.codes, targeted=targeted)
+    rounded = model.average_precision(result.rounded_codes, targeted=targeted)
     # What the attack reaches as 8-bit images, and what it would at best.
     metric = judging.metric_of(targeted)
-    metrics[f"{metric}_8bit"] = model.map_at_k(result.rounded_codes, targeted=targeted)
-    if target_codes.theory is not None:
-        metrics[f"theory_{metric}"] = model.map_at_k(target_codes.theory, targeted=targeted)
+    metrics[f"{metric}_8bit"] = model.mean_over_judged(rounded)
+    if theory is not None:
+        metrics[f"theory_{metric}"] = model.map_at_k(theory, targeted=targeted)
+    sign = 1 if targeted else -1
+    values |= flags.of_attack(model, result, queries["average_precision"], rounded, sign)
+    forward, backward = settings.passes
     fields = {
         "targeted": targeted,
         "metrics": metrics,
+        "interval": _interval(model, queries["average_precision"]),
+        "flags": flags.raised(tests.values | values),
+        **told,
         "curves": curves,
         "perturbation": result.perturbation,
         "settings": settings.asdict(),
         "images_saved": save_images,
+        "forward_passes": forward,
+        "backward_passes": backward,
         "seconds_per_image": result.seconds_per_image,
     }
     images = result.examples / np.float32(255)
-    return fields, _examples(model, rows, result.codes, images, targeted=targeted)
+    examples = _examples(model, rows, result.codes, images, targeted=targeted)
+    return fields, {**examples, **queries, **arrays}
+
+
+def _of_queries(model: JudgedModel, codes: np.ndarray, *, targeted: bool) -> dict[str, np.ndarray]:
+    """What is kept of every query: its average precision, its code, and what lies nearest."""
+    distances = np.asarray(hamming.hamming_distance(codes, model.known.database_codes))
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :_TOP]
+    return {
+        "average_precision": model.average_precision(codes, targeted=targeted),
+        "query_codes": np.asarray(hamming.pack_codes(codes)),
+        "nearest_rows": nearest.astype(np.int32),
+        "nearest_distances": np.take_along_axis(distances, nearest, axis=1).astype(np.uint16),
+    }
+
+
+def _interval(model: JudgedModel, scores: np.ndarray) -> list[float]:
+    """95 % by bootstrap over the queries that count. `[low, high]`"""
+    judged = scores[model.protocol.judged_rows(model.known.labels)]
+    rng = np.random.default_rng(model.protocol.seed)
+    draws = rng.integers(len(judged), size=(_NUM_RESAMPLES, len(judged)))
+    return np.quantile(judged[draws].mean(axis=1), [0.025, 0.975]).tolist()
 
 
 def _examples(
@@ -241,8 +308,20 @@ def _load(dataset: datasets.Dataset, split: datasets.Split, rows: np.ndarray) ->
     return datasets.load_images(split, rows, image_size=dataset.image_size, resize=dataset.resize)
 
 
-def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
-    from PIL import Image
+def _saving(folder: pathlib.Path) -> Callable[[int, np.ndarray], None]:
+    """What saves a query's image in a folder."""
 
-    with files.replacing(folder / f"{row:06d}.png") as temporary:
-        Image.fromarray(image).save(temporary, format="png")
+    def save(row: int, image: np.ndarray) -> None:
+        from PIL import Image
+
+        with files.replacing(folder / f"{row:06d}.png") as temporary:
+            Image.fromarray(image).save(temporary, format="png")
+
+    return save
+
+
+def _keep_images(folder: pathlib.Path, places: Sequence[pathlib.Path]) -> None:
+    """Takes each query's image out of one of several folders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, place in enumerate(places):
+        shutil.copyfile(place / f"{row:06d}.png", folder / f"{row:06d}.png")

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from saat_jax import datasets, files, options
-from saat_jax.evaluation import judging
+from saat_jax.evaluation import judging, worst_case
 from saat_jax.evaluation.crafting import Encoder
 from saat_jax.evaluation.judging import JudgedModel
-from saat_jax.evaluation.methods import AttackSettings, Learned
+from saat_jax.evaluation.methods import Learned
 from saat_jax.evaluation.protocol import Protocol
 from saat_jax.evaluation.record_files import RecordFiles, digest_of
+from saat_jax.evaluation.suites import AnyAttack, Suite
 
 # What is read of a table that is there.
 _FIELDS = {"benign": dict, "matrix": dict}
@@ -22,7 +23,7 @@ _FIELDS = {"benign": dict, "matrix": dict}
 def transfer(
     models: Mapping[str, Encoder],
     dataset: datasets.Dataset,
-    suite: Mapping[str, AttackSettings],
+    suite: Mapping[str, AnyAttack],
     target_labels: np.ndarray | None,
     *,
     protocol: Protocol,
@@ -84,9 +85,10 @@ def transfer(
     tables = {}
     for name, attack in suite.items():
         trained = {
-            model: trained_on[attack.learned].identity
+            model: trained_on[member.learned].identity
             for model, trained_on in learned.items()
-            if attack.learned in trained_on
+            for member in attack.members.values()
+            if member.learned in trained_on
         }
         digest = digest_of({**shared, "settings": attack.asdict(), "learned": trained})
         place = RecordFiles(pathlib.Path(folder), name, digest)
@@ -96,7 +98,7 @@ def transfer(
 
 def _table(
     judged: Mapping[str, JudgedModel],
-    attack: AttackSettings,
+    attack: AnyAttack,
     place: RecordFiles,
     common: dict[str, Any],
 ) -> dict[str, Any]:
@@ -120,13 +122,20 @@ def _table(
         crafted_on = digest_of({"matrix": place.identity, "source": source})
         unfinished = place.unfinished("codes", model.batch_size, crafted_on)
         place.make_room(unfinished)
-        result = model.attack(
-            attack,
-            attack.target_codes(model.known),
-            others={name: other.encoder for name, other in judged.items() if name != source},
-            parts=unfinished / str(jax.process_index()),
-            title=f"attack {place.name} on {source}",
-        )
+        others = {name: other.encoder for name, other in judged.items() if name != source}
+        title = f"attack {place.name} on {source}"
+        if isinstance(attack, Suite):
+            result = worst_case.run_members(
+                model, attack, parts=unfinished, others=others, title=title
+            ).worst()
+        else:
+            result = model.attack(
+                attack,
+                attack.target_codes(model.known),
+                others=others,
+                parts=unfinished / str(jax.process_index()),
+                title=title,
+            )
         codes = {**result.transferred, source: result.codes}
         table["matrix"][source] = {
             target: judged[target].map_at_k(codes[target], targeted=targeted) for target in judged

@@ -26,7 +26,7 @@ from saat_jax.pipeline.stages import train_batches, train_stage
 
 
 def learn_attacks(
-    run: Run, name: str, model: TrainedModel, suite: Mapping[str, evaluation.AttackSettings]
+    run: Run, name: str, model: TrainedModel, suite: Mapping[str, evaluation.AnyAttack]
 ) -> dict[str, evaluation.Learned]:
     """Trains what the attacks of a suite need to know of a model: PrototypeNet, generator.
 
@@ -40,7 +40,7 @@ def learn_attacks(
         The target codes by name, for `evaluation.evaluate`.
     """
     learners = {"tha": _learn_tha, "prosgan": _learn_prosgan}
-    wanted = {attack.learned: attack.attack for attack in suite.values()}
+    wanted = {attack.learned: attack.attack for attack in evaluation.all_members(suite)}
     return {
         section: learners[attack](run, name, model, section)
         for section, attack in wanted.items()

@@ -195,7 +195,7 @@ class Run:
             files.write_arrays(path, {"target_labels": labels, "made_for": np.array(made_for)})
         return labels
 
-    def targets_of(self, suite: Mapping[str, evaluation.AttackSettings]) -> np.ndarray | None:
+    def targets_of(self, suite: Mapping[str, evaluation.AnyAttack]) -> np.ndarray | None:
         """The target labels; None if the data have none and no attack of the suite is targeted.
 
         Raises:

@@ -142,6 +142,14 @@ _PROTOCOL = {
     if field.name not in ("seed", "precision")
 }
 _OPTIONS = {"*": options.anything}
+
+
+def _attack(place: str, value: Any) -> None:
+    """The name of an attack, or of the suite."""
+    if value != evaluation.STANDARD:
+        options.check_tree(place, value, evaluation.ATTACKS)
+
+
 FIELDS: dict[str, Any] = {
     "task": TASKS,
     "seed": options.number,
@@ -162,7 +170,7 @@ FIELDS: dict[str, Any] = {
     "pretrain": _HASHING,
     "attacks": _named(
         "attack",
-        {"attack": evaluation.ATTACKS, "targeted": bool, "epsilon": options.anything, **_OPTIONS},
+        {"attack": _attack, "targeted": bool, "epsilon": options.anything, **_OPTIONS},
         "benign",
         "earlier",
     ),
@@ -202,7 +210,7 @@ class Settings(NamedTuple):
     """
 
     config: Config
-    suite: dict[str, evaluation.AttackSettings]
+    suite: dict[str, evaluation.AnyAttack]
     objective: objectives.Objective
     protocol: evaluation.Protocol
 
@@ -212,7 +220,7 @@ class Settings(NamedTuple):
         PrototypeNet for one; ValueError if one is missing.
         """
         found: dict[str, str] = {}
-        for attack in self.suite.values():
+        for attack in evaluation.all_members(self.suite):
             if attack.attack in LEARNERS:
                 helpers = LEARNERS[attack.attack]
                 found |= dict.fromkeys(helpers, "prototypes") | {attack.learned: attack.attack}
@@ -250,7 +258,7 @@ def validate(config: Any) -> Settings:
     suite = {}
     for name, attack in config["attacks"].items():
         with options.naming(f"attacks.{name}"):
-            suite[name] = evaluation.AttackSettings.create(**attack)
+            suite[name] = evaluation.create_attack(**attack)
     for name in config["evaluation"]["models"]:
         options.check_name("model", name)
     given = {name: value for name, value in config["objective"].items() if name != "name"}

@@ -1,0 +1,280 @@
+"""What an attacker wants of a query's code: hard tests of codes, and soft ones that lead there.
+
+A criterion has, for a batch of queries, the higher the better for the attacker,
+
+    gain(codes)             of codes in {-1, +1}
+    flip_gains(codes)       how the gain changes if one bit of a code is flipped, for each bit
+    soft_gain(soft_codes)   which follows the gain, and has a gradient
+
+`Displace` and `Reach` are about average precision: that to the own labels is to fall, that to
+other labels to rise.
+"""
+
+import functools
+from typing import Protocol
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saat_jax import hamming
+from saat_jax.labels import share_label
+
+Array = jax.Array
+ArrayLike = jax.Array | np.ndarray
+
+# Distances at which a soft ranking is cut, and how softly, in their spacing.
+_NUM_CUTS = 32
+_SOFTNESS = 0.5
+
+
+class Criterion(Protocol):
+    """What an attacker wants; see the module."""
+
+    def gain(self, codes: Array) -> Array:
+        """How far `[batch, num_bits]` codes are what is wanted. `[batch]`"""
+
+    def flip_gains(self, codes: Array) -> Array:
+        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
+
+    def soft_gain(self, soft_codes: Array) -> Array:
+        """The gain of soft codes, with a gradient. `[batch]`"""
+
+
+@flax.struct.dataclass
+class Ranking:
+    """What queries are ranked against: the distinct codes of a database.
+
+    Attributes:
+        codes: `[num_codes, num_bits]` in {-1, +1}, all distinct.
+        counts: `[num_codes]` how many items have the code.
+        k: length of the returned list.
+        normalizer: as of `retrieval.average_precision`.
+    """
+
+    codes: ArrayLike
+    counts: ArrayLike
+    k: int = flax.struct.field(pytree_node=False)
+    normalizer: str = flax.struct.field(pytree_node=False)
+
+    def average_precision(self, codes: Array, relevant: ArrayLike) -> Array:
+        """Average precision at k of codes, ties averaged. `[batch]` float32
+
+        As `retrieval.average_precision`, but where the list ends within a group of ties it takes
+        the mean number of the group's hits for each number there may be.
+
+        Args:
+            codes: `[batch, num_bits]` in {-1, +1}.
+            relevant: `[batch, num_codes]` how many of the items of a code are relevant.
+        """
+        distances = self._distances(codes)
+        levels = jnp.arange(codes.shape[1] + 1)
+
+        def count(distance: Array) -> tuple[Array, Array]:
+            at = (distances == distance).astype(jnp.float32)
+            return _matmul(at, self.counts), jnp.sum(at * relevant, axis=1)
+
+        items, hits = jax.lax.map(count, levels)
+        return self._of_histograms(items.T, hits.T)
+
+    def average_precision_flipped(self, codes: Array, relevant: ArrayLike) -> Array:
+        """Average precision if one bit of a code is flipped, for each bit. `[batch, num_bits]`"""
+        levels = jnp.arange(codes.shape[1] + 1)[:, None]
+
+        def count(row: tuple[Array, Array, Array]) -> Array:
+            """Items and relevant items by distance, with each bit flipped. `[2, bits, levels]`"""
+            code, distances, hits = row
+            weights = jnp.stack([self.counts, hits])
+            at = (distances == levels).astype(jnp.float32)
+            everything = _matmul(at, weights.T).T[:, None]
+            signed = _matmul(at, jnp.concatenate([w[:, None] * self.codes for w in weights], 1))
+            signed = code[:, None] * signed.T.reshape(2, len(code), -1)
+            # What agrees in the bit goes one farther, all else comes one nearer.
+            none = ((0, 0), (0, 0))
+            farther = jnp.pad((everything + signed)[..., :-1] / 2, (*none, (1, 0)))
+            nearer = jnp.pad((everything - signed)[..., 1:] / 2, (*none, (0, 1)))
+            return farther + nearer
+
+        histograms = jax.lax.map(count, (codes, self._distances(codes), relevant))
+        return self._of_histograms(histograms[:, 0], histograms[:, 1])
+
+    def soft_average_precision(self, soft_codes: Array, relevant: ArrayLike) -> Array:
+        """Average precision of soft codes, with a gradient. `[batch]`
+
+        The precision among the items within a distance, summed over distances by what each adds
+        to recall; an item falls on either side of a distance softly. The distances are spaced
+        evenly from the nearest to the farthest code, so that the scale of the soft codes does not
+        matter.
+        """
+        num_bits = self.codes.shape[1]
+        distances = (num_bits - _matmul(soft_codes, self.codes.T)) / 2
+        fixed = jax.lax.stop_gradient(distances)
+        low = jnp.min(fixed, axis=1, keepdims=True)
+        spacing = (jnp.max(fixed, axis=1, keepdims=True) - low) / (_NUM_CUTS - 1)
+        place = (distances - low) / jnp.maximum(spacing, 1e-12)
+
+        def within(cut: Array) -> tuple[Array, Array]:
+            inside = jax.nn.sigmoid((cut - place) / _SOFTNESS)
+            return _matmul(inside, self.counts), jnp.sum(inside * relevant, axis=1)
+
+        items, hits = jax.vmap(within, out_axes=1)(jnp.arange(_NUM_CUTS) + 0.5)
+        added = jnp.diff(hits, axis=1, prepend=0)
+        # Half of what a cut adds is ahead of the other half.
+        middle = items - jnp.diff(items, axis=1, prepend=0) / 2
+        precision = (hits - added / 2) / jnp.maximum(middle, 1e-9)
+        listed = jnp.where(middle <= self.k, added, 0)
+        best = self._best(jnp.sum(listed, axis=1), jnp.sum(relevant, axis=1))
+        return jnp.sum(listed * precision, axis=1) / jnp.maximum(best, 1e-9)
+
+    def _of_histograms(self, items: Array, relevant: Array) -> Array:
+        """Average precision from what is at each distance. `[...]` of `[..., num_bits + 1]`"""
+        ends = jnp.cumsum(items, axis=-1)
+        starts = jnp.minimum(ends - items, self.k)
+        places = jnp.minimum(ends, self.k) - starts
+        share = relevant / jnp.maximum(items, 1)
+        hits = share * places
+        before = jnp.cumsum(hits, axis=-1) - hits
+        harmonic = jnp.asarray(_harmonic(self.k))
+        inverse_ranks = harmonic[(starts + places).astype(int)] - harmonic[starts.astype(int)]
+        # A group's own hits ahead of one of its hits, by place.
+        growth = (relevant - 1) / jnp.maximum(items - 1, 1)
+        ahead = growth * (places - (starts + 1) * inverse_ranks)
+        gain = jnp.sum(share * ((before + 1) * inverse_ranks + ahead), axis=-1)
+        best = self._best(jnp.sum(hits, axis=-1), jnp.sum(relevant, axis=-1))
+        return gain / jnp.maximum(best, 1e-9)
+
+    def _best(self, hits: Array, relevant: Array) -> Array:
+        return hits if self.normalizer == "hits" else jnp.minimum(self.k, relevant)
+
+    def _distances(self, codes: Array) -> Array:
+        """Hamming distances, whole numbers. `[batch, num_codes]`"""
+        return jnp.round((codes.shape[1] - _matmul(codes, self.codes.T)) / 2)
+
+
+def rank(
+    labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    k: int | None,
+    normalizer: str = "hits",
+    max_codes: int | None = None,
+) -> tuple[Ranking, np.ndarray]:
+    """Counts a database by its distinct codes, on the host.
+
+    Args:
+        labels: `[num_queries, num_classes]` multi-hot: with these an item must share one.
+        database_codes: `[num_database, num_bits]` in {-1, +1}.
+        database_labels: `[num_database, num_classes]` multi-hot.
+        k: length of the returned list; None for the whole database.
+        normalizer: as of `retrieval.average_precision`.
+        max_codes: of more distinct codes, so many, evenly spaced, stand for all.
+
+    Returns:
+        The ranking, and `[num_queries, num_codes]` float32 how many items of a code are relevant.
+    """
+    codes, group, counts = np.unique(
+        np.asarray(database_codes) > 0, axis=0, return_inverse=True, return_counts=True
+    )
+    group, size = group.reshape(-1), len(group)
+    kept = np.arange(len(codes))
+    if max_codes is not None and len(codes) > max_codes:
+        kept = np.linspace(0, len(codes) - 1, max_codes).astype(int)
+    relevant = np.zeros((len(labels), len(kept)), np.float32)
+    for query, row in enumerate(np.asarray(labels)):
+        shares = np.asarray(share_label(row[None], database_labels))[0]
+        relevant[query] = np.bincount(group, shares, len(codes))[kept]
+    # Of a part of the database, as large a part of the list.
+    part = int(counts[kept].sum())
+    length = part if k is None else max(1, min(part, k * part // size))
+    signs = np.where(codes[kept], 1, -1).astype(np.float32)
+    return Ranking(signs, counts[kept].astype(np.float32), length, normalizer), relevant
+
+
+@flax.struct.dataclass
+class Displace:
+    """The average precision of each query is to fall.
+
+    Attributes:
+        ranking: what queries are ranked against.
+        relevant: `[batch, num_codes]` how many items of a code share a label with each query.
+
+    Example:
+        >>> ranking, relevant = rank(
+        ...     np.array([[1, 0]]), np.array([[1, 1], [-1, -1]]), np.eye(2), k=None
+        ... )
+        >>> Displace(ranking, relevant).gain(jnp.array([[-1.0, -1.0]])).tolist()
+        [-0.5]
+    """
+
+    ranking: Ranking
+    relevant: ArrayLike
+
+    def gain(self, codes: Array) -> Array:
+        """Average precision, negated. `[batch]`"""
+        return -self.ranking.average_precision(codes, self.relevant)
+
+    def flip_gains(self, codes: Array) -> Array:
+        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
+        flipped = self.ranking.average_precision_flipped(codes, self.relevant)
+        return -flipped - self.gain(codes)[:, None]
+
+    def soft_gain(self, soft_codes: Array) -> Array:
+        """Soft average precision, negated. `[batch]`"""
+        return -self.ranking.soft_average_precision(soft_codes, self.relevant)
+
+
+@flax.struct.dataclass
+class Reach:
+    """The average precision of each query to labels of the attacker's choice is to rise.
+
+    Attributes:
+        ranking: what queries are ranked against.
+        relevant: `[batch, num_codes]` how many items of a code have one of these labels.
+    """
+
+    ranking: Ranking
+    relevant: ArrayLike
+
+    def gain(self, codes: Array) -> Array:
+        """Average precision. `[batch]`"""
+        return self.ranking.average_precision(codes, self.relevant)
+
+    def flip_gains(self, codes: Array) -> Array:
+        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
+        flipped = self.ranking.average_precision_flipped(codes, self.relevant)
+        return flipped - self.gain(codes)[:, None]
+
+    def soft_gain(self, soft_codes: Array) -> Array:
+        """Soft average precision. `[batch]`"""
+        return self.ranking.soft_average_precision(soft_codes, self.relevant)
+
+
+def best_codes(criterion: Criterion, codes: ArrayLike, *, num_flips: int = 20) -> Array:
+    """Climbs from codes to ones that no flip of a single bit makes better. `[batch, num_bits]`
+
+    Args:
+        criterion: what is wanted.
+        codes: `[batch, num_bits]` in {-1, +1}, where to begin.
+        num_flips: at most so many bits are flipped, the most gainful first.
+    """
+
+    def flip(_: Array, codes: Array) -> Array:
+        gains = criterion.flip_gains(codes)
+        # Less is rounding.
+        chosen = (gains > 1e-6) & (gains == jnp.max(gains, axis=1, keepdims=True))
+        first = chosen & (jnp.cumsum(chosen, axis=1) == 1)
+        return jnp.where(first, -codes, codes)
+
+    hamming.check_codes("codes", codes)
+    return jax.lax.fori_loop(0, num_flips, flip, jnp.asarray(codes, jnp.float32))
+
+
+def _matmul(a: ArrayLike, b: ArrayLike) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.cache
+def _harmonic(k: int) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))]).astype(np.float32)
