@@ -94,6 +94,10 @@ def get_base() -> ml_collections.ConfigDict:
         protocol=dict(k=5000, ties="average", normalizer="hits", targets="disjoint", min_count=1),
         # Queries kept for the report's pictures.
         num_examples=6,
+        # By which suite the worst case is sought, beside the attacks above: "standard", "cheap" for
+        # a first look, or "" for none; and within which balls, in pixel units of [0, 1].
+        attack_suite="",
+        epsilons=(8 / 255,),
     )
     # Of which model "encode" writes the codes: of the run's images, or of a folder's.
     config.encode = dict(model="pretrained", images="")

@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.pretrain.update(num_epochs=12, evaluate_every=4)
     config.defenses.hardened.update(num_epochs=8, evaluate_every=4)
     common.use_adam(config)
+    config.evaluation.attack_suite = "cheap"
     if variant == "smoke":
         config.data.update(num_query=40, num_database=160, num_train=96)
         config.model.widths = (8, 8, 16, 16)

@@ -148,7 +148,11 @@ def _truth(text: str) -> bool:
 
 
 def _tuple(text: str) -> tuple[Any, ...]:
-    value = ast.literal_eval(text)
+    try:
+        value = ast.literal_eval(text)
+    except ValueError:
+        # Not a literal: perhaps for its fractions.
+        value = ast.literal_eval(re.sub(r"[\d.]+/[\d.]+", lambda m: repr(_number(m[0])), text))
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
@@ -156,7 +160,7 @@ _PARSERS: dict[type, tuple[Any, str]] = {
     bool: (_truth, "true or false"),
     int: (int, "a whole number"),
     float: (_number, "a number, such as 0.5 or 8/255"),
-    tuple: (_tuple, "a tuple, such as (4,8) or ('one',)"),
+    tuple: (_tuple, "a tuple, such as (4,8), (4/255,8/255) or ('one',)"),
     list: (lambda text: list(_tuple(text)), "a list, such as [4,8]"),
 }
 

@@ -21,6 +21,7 @@ from saat_jax.attacks.code_losses import (
     target_loss,
 )
 from saat_jax.attacks.criteria import (
+    AveragePrecision,
     Criterion,
     Displace,
     Ranking,
@@ -90,6 +91,7 @@ __all__ = [
     "SEARCH_LOSSES",
     "STEP_RULES",
     "Aim",
+    "AveragePrecision",
     "Criterion",
     "Descent",
     "Displace",

@@ -11,7 +11,7 @@ other labels to rise.
 """
 
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax
 import jax
@@ -193,62 +193,57 @@ def rank(
 
 
 @flax.struct.dataclass
-class Displace:
-    """The average precision of each query is to fall.
+class AveragePrecision:
+    """The average precision of each query is to rise, or to fall; see `Displace` and `Reach`.
 
     Attributes:
         ranking: what queries are ranked against.
+        relevant: `[batch, num_codes]` how many items of a code count as hits of each query.
+        sign: +1 if it is to rise, -1 if it is to fall.
+    """
+
+    ranking: Ranking
+    relevant: ArrayLike
+    sign: Any
+
+    def gain(self, codes: Array) -> Array:
+        """Average precision, with the sign. `[batch]`"""
+        return self.sign * self.ranking.average_precision(codes, self.relevant)
+
+    def flip_gains(self, codes: Array) -> Array:
+        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
+        flipped = self.ranking.average_precision_flipped(codes, self.relevant)
+        return self.sign * flipped - self.gain(codes)[:, None]
+
+    def soft_gain(self, soft_codes: Array) -> Array:
+        """Soft average precision, with the sign. `[batch]`"""
+        return self.sign * self.ranking.soft_average_precision(soft_codes, self.relevant)
+
+
+def Displace(ranking: Ranking, relevant: ArrayLike) -> AveragePrecision:
+    """The average precision of each query is to fall.
+
+    Args:
+        ranking: what queries are ranked against; `rank` counts it.
         relevant: `[batch, num_codes]` how many items of a code share a label with each query.
 
     Example:
-        >>> ranking, relevant = rank(
-        ...     np.array([[1, 0]]), np.array([[1, 1], [-1, -1]]), np.eye(2), k=None
-        ... )
-        >>> Displace(ranking, relevant).gain(jnp.array([[-1.0, -1.0]])).tolist()
+        >>> database = np.array([[1, 1], [-1, -1]])
+        >>> wanted = Displace(*rank(np.array([[1, 0]]), database, np.eye(2), k=None))
+        >>> wanted.gain(jnp.array([[-1.0, -1.0]])).tolist()
         [-0.5]
     """
-
-    ranking: Ranking
-    relevant: ArrayLike
-
-    def gain(self, codes: Array) -> Array:
-        """Average precision, negated. `[batch]`"""
-        return -self.ranking.average_precision(codes, self.relevant)
-
-    def flip_gains(self, codes: Array) -> Array:
-        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
-        flipped = self.ranking.average_precision_flipped(codes, self.relevant)
-        return -flipped - self.gain(codes)[:, None]
-
-    def soft_gain(self, soft_codes: Array) -> Array:
-        """Soft average precision, negated. `[batch]`"""
-        return -self.ranking.soft_average_precision(soft_codes, self.relevant)
+    return AveragePrecision(ranking, relevant, np.float32(-1))
 
 
-@flax.struct.dataclass
-class Reach:
+def Reach(ranking: Ranking, relevant: ArrayLike) -> AveragePrecision:
     """The average precision of each query to labels of the attacker's choice is to rise.
 
-    Attributes:
+    Args:
         ranking: what queries are ranked against.
         relevant: `[batch, num_codes]` how many items of a code have one of these labels.
     """
-
-    ranking: Ranking
-    relevant: ArrayLike
-
-    def gain(self, codes: Array) -> Array:
-        """Average precision. `[batch]`"""
-        return self.ranking.average_precision(codes, self.relevant)
-
-    def flip_gains(self, codes: Array) -> Array:
-        """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
-        flipped = self.ranking.average_precision_flipped(codes, self.relevant)
-        return flipped - self.gain(codes)[:, None]
-
-    def soft_gain(self, soft_codes: Array) -> Array:
-        """Soft average precision. `[batch]`"""
-        return self.ranking.soft_average_precision(soft_codes, self.relevant)
+    return AveragePrecision(ranking, relevant, np.float32(1))
 
 
 def best_codes(criterion: Criterion, codes: ArrayLike, *, num_flips: int = 20) -> Array:

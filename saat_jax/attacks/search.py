@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from saat_jax import hamming, options
 from saat_jax.attacks.auto_pgd import Measured, auto_pgd, per_image
-from saat_jax.attacks.criteria import Criterion, Ranking
+from saat_jax.attacks.criteria import Criterion
 from saat_jax.attacks.descent import checked_images, descend, row_keys, uniform_noise
 from saat_jax.attacks.square import square
 from saat_jax.hamming import EncodeFn
@@ -51,11 +51,11 @@ class Aim(NamedTuple):
 
     Attributes:
         weights: `[batch, num_bits]`; what is negative for a bit wants it positive.
-        relevant: `[batch, num_codes]`, of the criterion.
+        rows: what the criterion needs of each query.
     """
 
     weights: Array
-    relevant: Array
+    rows: Any
 
 
 class Found(NamedTuple):
@@ -191,8 +191,8 @@ def auto_pgd_search(
     targeted: bool,
     epsilon: float,
     num_steps: int,
-    criterion: Callable[[Ranking, Array], Criterion],
-    ranking: Ranking,
+    criterion: Callable[[Any, Any], Criterion],
+    shared: Any,
     scale: LogitScale,
     restart: Array | int = 0,
     loss: str = "weighted",
@@ -209,8 +209,8 @@ def auto_pgd_search(
         targeted: not used; the criterion says it.
         epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
         num_steps: number of steps; one more forward and backward pass looks at the last images.
-        criterion: makes one, of the ranking and the aim's relevant items.
-        ranking: what queries are ranked against.
+        criterion: makes one, of what all queries share and the aim's rows.
+        shared: what it needs beside the rows.
         scale: as of `measure_logits`.
         restart: number of the start.
         loss: one of `SEARCH_LOSSES`.
@@ -220,7 +220,7 @@ def auto_pgd_search(
         `auto_pgd` for the steps.
     """
     images = checked_images(images, epsilon=epsilon)
-    wanted = criterion(ranking, aim.relevant)
+    wanted = criterion(shared, aim.rows)
     keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys(rng, len(images)), restart)
     loss_fn = SEARCH_LOSSES[loss]
 
@@ -272,8 +272,8 @@ def square_search(
     targeted: bool,
     epsilon: float,
     num_queries: int,
-    criterion: Callable[[Ranking, Array], Criterion],
-    ranking: Ranking,
+    criterion: Callable[[Any, Any], Criterion],
+    shared: Any,
     scale: LogitScale,
     restart: Array | int = 0,
 ) -> Found:
@@ -283,7 +283,7 @@ def square_search(
         num_queries: how often an image is encoded.
     """
     images = checked_images(images, epsilon=epsilon)
-    wanted = criterion(ranking, aim.relevant)
+    wanted = criterion(shared, aim.rows)
     keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys(rng, len(images)), restart)
 
     def loss_fn(adversarial: Array) -> Array:

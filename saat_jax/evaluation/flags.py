@@ -1,7 +1,7 @@
 """Flags: when not to believe a robustness number.
 
 A flag is raised by a test of a model, or of what attacks made of its queries. It stands in the
-record as `{"flag": name, "value": what was measured}`, beside the number that it spoils.
+record, with what was measured, what that means and what to do, beside the number that it spoils.
 """
 
 import functools
@@ -116,7 +116,7 @@ _FLAT = 5.0
 def raised(values: Mapping[str, float]) -> list[dict[str, Any]]:
     """Of measured values by flag, those that raise it, in the order of `FLAGS`."""
     return [
-        {"flag": name, "value": round(float(values[name]), 6)}
+        {"flag": name, "value": round(float(values[name]), 6), **FLAGS[name]._asdict()}
         for name in FLAGS
         if name in values and not values[name] <= FLAGS[name].limit
     ]
@@ -207,7 +207,7 @@ class ModelTests:
         source = ATTACKS["auto_pgd"].targets
         target_codes = source.make(model.known, targeted=targeted, aim="votes", restart=0)
         aim = jax.tree.map(lambda array: jnp.asarray(array[self._rows]), target_codes.codes)
-        criterion = target_codes.static["criterion"](target_codes.arrays["ranking"], aim.relevant)
+        criterion = target_codes.static["criterion"](target_codes.arrays["shared"], aim.rows)
         search = functools.partial(
             attacks.auto_pgd_search,
             model.encoder.encode_fn,
@@ -277,7 +277,8 @@ def of_suite(outcome: Outcome, tests: ModelTests) -> dict[str, float]:
         # Of all together: what one member has not settled another may have found before.
         late = np.mean(last.max(axis=0) - settled.max(axis=0))
         values["not_converged"] = late / max(np.mean(last.max(axis=0) - first.mean(axis=0)), 1e-6)
-        values["no_gradient"] = float(np.mean(np.any(blind, axis=0)))
+        # To an image without a label nothing is relevant: only some losses have a gradient there.
+        values["no_gradient"] = float(np.mean(np.all(blind, axis=0)))
         lost = last - np.stack([outcome.float_gains[n] for n in by_gradient])
         values["silent_success"] = float(np.mean(lost > _CLEAR))
         worst = np.max([*gains.values()], axis=0)

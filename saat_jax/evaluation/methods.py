@@ -229,13 +229,17 @@ def aim_of_search(
     if aim == "own" and targeted:
         raise ValueError("aim 'own' is that of attacks with targeted=False only; take 'votes'")
     ranking, relevant = known.target_ranking if targeted else known.own_ranking
-    weights: Any = np.asarray(AIMS[aim](known, targeted), np.float32) * (-1 if targeted else 1)
+    sign = np.float32(1 if targeted else -1)
+    weights: Any = -sign * np.asarray(AIMS[aim](known, targeted), np.float32)
     scale: Any = jax.tree.map(np.float32, known.logit_scale)
-    arrays = {"ranking": ranking, "scale": scale, "restart": np.uint32(restart)}
-    criterion = attacks.Reach if targeted else attacks.Displace
-    return TargetCodes(
-        attacks.Aim(weights, jnp.asarray(relevant)), None, arrays, {"criterion": criterion}
-    )
+    arrays = {"shared": (ranking, sign), "scale": scale, "restart": np.uint32(restart)}
+    rows = attacks.Aim(weights, jnp.asarray(relevant))
+    return TargetCodes(rows, None, arrays, {"criterion": _average_precision})
+
+
+def _average_precision(shared: Any, relevant: Array) -> attacks.AveragePrecision:
+    ranking, sign = shared
+    return attacks.AveragePrecision(ranking, relevant, sign)
 
 
 class TargetSource(NamedTuple):

@@ -28,6 +28,10 @@ from saat_jax.pipeline.parts import Config
 LEARNERS: dict[str, tuple[str, ...]] = {"tha": (), "prosgan": ("prosgan_prototypes",)}
 
 
+# The presets of the standard suite by evaluation.attack_suite.
+ATTACK_SUITES: options.Choices[str] = options.Choices(
+    "attack suite", {"": "", "standard": "full", "cheap": "cheap"}
+)
 # By task, whether it attacks anything; `tasks` does them.
 TASKS: options.Choices[bool] = options.Choices(
     "task",
@@ -56,6 +60,20 @@ def _steps(place: str, value: Any) -> None:
             f"{place} must be () or the first and the last step, such as (10, 20), got "
             f"{options.shortened(repr(value))}"
         )
+
+
+def _epsilons(place: str, value: Any) -> None:
+    """Radii of balls, from small to large."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(
+            f"{place} must be a tuple of radii such as (4/255, 8/255), got "
+            f"{options.shortened(repr(value))}"
+        )
+    for epsilon in value:
+        if problem := options.RANGES["epsilon"].problem(epsilon):
+            raise ValueError(f"{place} {problem}")
+    if sorted(set(value)) != [*value]:
+        raise ValueError(f"{place} must rise from each radius to the next, got {[*value]}")
 
 
 def _precision(place: str, value: Any) -> None:
@@ -193,6 +211,8 @@ FIELDS: dict[str, Any] = {
         "batch_size": options.number,
         "protocol": _PROTOCOL,
         "num_examples": options.number,
+        "attack_suite?": ATTACK_SUITES,
+        "epsilons?": _epsilons,
     },
     "encode?": {"model": str, "images": str},
     "search?": {"model": str, "queries": str, "codes": str, "num_results": options.number},
@@ -242,6 +262,26 @@ class Settings(NamedTuple):
         }
 
 
+def _worst_cases(
+    judging: Config, suite: Mapping[str, evaluation.AnyAttack]
+) -> dict[str, evaluation.AnyAttack]:
+    """The standard suite for each radius, towards target labels too if any attack goes there."""
+    preset = ATTACK_SUITES[judging.get("attack_suite", "")]
+    epsilons = judging.get("epsilons", (8 / 255,))
+    directions = sorted({attack.targeted for attack in suite.values()} or {False})
+    found: dict[str, evaluation.AnyAttack] = {}
+    for targeted in directions if preset else ():
+        for epsilon in epsilons:
+            level = f"_{255 * epsilon:g}".replace(".", "_") if len(epsilons) > 1 else ""
+            name = "worst_case" + "_targeted" * targeted + level
+            if name in suite or name in found:
+                raise ValueError(f"attack_suite needs the name {name!r}, which an attack has")
+            found[name] = evaluation.standard_suite(
+                epsilon=epsilon, targeted=targeted, preset=preset
+            )
+    return found
+
+
 def validate(config: Any) -> Settings:
     """Checks all of a config that can be checked without its data.
 
@@ -255,10 +295,12 @@ def validate(config: Any) -> Settings:
     options.check_tree("", config, FIELDS, whole="the config")
     with options.naming("data"):
         datasets.check_options(**config["data"])
-    suite = {}
+    suite: dict[str, evaluation.AnyAttack] = {}
     for name, attack in config["attacks"].items():
         with options.naming(f"attacks.{name}"):
             suite[name] = evaluation.create_attack(**attack)
+    with options.naming("evaluation"):
+        suite = {**_worst_cases(config["evaluation"], suite), **suite}
     for name in config["evaluation"]["models"]:
         options.check_name("model", name)
     given = {name: value for name, value in config["objective"].items() if name != "name"}

@@ -12,6 +12,7 @@ from saat_jax.reports.records import (
     Record,
     display_name,
     is_benign,
+    is_worst_case,
     method,
     settings_of,
 )
@@ -26,12 +27,14 @@ class Row:
         label: kind of query, with the attack's strength.
         values: fraction in [0, 1] by model; models without the number are absent.
         is_attack: whether an attack was run; not so for benign, theory and base rate rows.
+        epsilon: radius of its ball as text; empty without an attack.
     """
 
     metric: str
     label: str
     values: dict[str, float]
     is_attack: bool
+    epsilon: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Comparison:
     """MAP of `pretrained` (before) and of another model (after), clean and attacked.
 
     Attacked is the worst of `attacks`, which are those that both models stood; where there is no
-    such attack, those on `pretrained`. None is "not known".
+    such attack, those on `pretrained`. Of several balls, the one with most attacks counts. None is
+    "not known".
     """
 
     model: str | None
@@ -49,6 +53,13 @@ class Comparison:
     attacked_after: float | None
     attacks: list[str]
     comparable: bool
+    base_rate: float | None = None
+
+    @property
+    def skill(self) -> tuple[float | None, float | None]:
+        """Attacked MAP above chance, before and after: 1 is perfect, 0 what random codes score."""
+        before, after = self.attacked_before, self.attacked_after
+        return _skill(before, self.base_rate), _skill(after, self.base_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +127,32 @@ def by_metric(records: Sequence[Record]) -> dict[str, list[tuple[str, Record]]]:
             if key in record["metrics"]:
                 groups.setdefault(metric_name(key, record), []).append((key, record))
     return groups
+
+
+def balls(records: Sequence[Record]) -> list[tuple[Record, str, dict[float, float]]]:
+    """The worst cases of each model by the radius of the ball, where there are several.
+
+    Returns:
+        The record of the largest ball, the metric's name, and the score by radius in grey levels,
+        zero being benign.
+    """
+    groups: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        if is_worst_case(record):
+            groups.setdefault((record["model"], record["targeted"]), []).append(record)
+    found = []
+    for (model, targeted), members in groups.items():
+        key = "t_map" if targeted else "map"
+        benign = [r for r in records if r["model"] == model and is_benign(r)]
+        scores: dict[float, float] = {
+            255 * (settings_of(r).get("epsilon") or 0): r["metrics"][key]
+            for r in (*benign, *members)
+            if key in r["metrics"]
+        }
+        if len(members) > 1:
+            scores = {level: scores[level] for level in sorted(scores)}
+            found.append((members[-1], metric_name(key, members[-1]), scores))
+    return found
 
 
 def sweeps(records: Sequence[Record]) -> list[Sweep]:
@@ -190,7 +227,7 @@ def strongest(records: Sequence[Record]) -> list[Strongest]:
 def result_rows(records: Sequence[Record], *, theory: bool = True) -> list[Row]:
     """Sorts the numbers into rows: MAP with theory and base rate, then t-MAP with theory."""
     cells: dict[tuple[str, str], dict[str, float]] = {}
-    attacks = set()
+    attacks: dict[tuple[str, str], str] = {}
     for key in METRICS:
         for record in records:
             metric, label = metric_name(key, record), query_label(record)
@@ -199,7 +236,7 @@ def result_rows(records: Sequence[Record], *, theory: bool = True) -> list[Row]:
                     value = record["metrics"][name]
                     cells.setdefault((metric, row), {})[record["model"]] = value
                     if name == key and not is_benign(record):
-                        attacks.add((metric, row))
+                        attacks[metric, row] = epsilon_text(record)
     # The share of relevant pairs is what a random order scores against the own labels.
     for record in records:
         if "base_rate" in record["protocol"]:
@@ -207,7 +244,7 @@ def result_rows(records: Sequence[Record], *, theory: bool = True) -> list[Row]:
             cells.setdefault(row_key, {})[record["model"]] = record["protocol"]["base_rate"]
     metrics = dict.fromkeys(metric for metric, _ in cells)
     return [
-        Row(metric, label, values, (metric, label) in attacks)
+        Row(metric, label, values, (metric, label) in attacks, attacks.get((metric, label), ""))
         for wanted in metrics
         for (metric, label), values in cells.items()
         if metric == wanted
@@ -225,6 +262,11 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
         pair = {BASE_MODEL, model} - {None}
         attacked = [row for row in rows if row.is_attack and BASE_MODEL in row.values]
         shared = [row for row in attacked if model in row.values]
+        balls = [row.epsilon for row in shared or attacked]
+        ball = max(balls, key=balls.count, default="")
+        attacked, shared = (
+            [row for row in found if row.epsilon == ball] for found in (attacked, shared)
+        )
         comparisons.append(
             Comparison(
                 model,
@@ -234,9 +276,18 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
                 min((row.values[model or ""] for row in shared), default=None),
                 [row.label for row in shared or attacked],
                 len(protocols(r for r in records if r["model"] in pair)) == 1,
+                next(
+                    (row.values.get(BASE_MODEL) for row in rows if row.label == "base rate"), None
+                ),
             )
         )
     return comparisons
+
+
+def _skill(score: float | None, base_rate: float | None) -> float | None:
+    if score is None or base_rate is None or base_rate >= 1:
+        return None
+    return (score - base_rate) / (1 - base_rate)
 
 
 def metric_name(key: str, record: Record) -> str:

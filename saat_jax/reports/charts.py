@@ -77,6 +77,7 @@ def make_charts(run: RunFiles) -> list[Chart]:
         *_curve_charts(
             run, "precision_at_n", "n", "Precision at N", "N, length of the returned list"
         ),
+        *_ball_charts(run),
         *_sweep_charts(run),
         *_training_charts(run),
         *_learned_charts(run),
@@ -261,6 +262,29 @@ def _sweep_charts(run: RunFiles) -> list[Chart]:
         name = f"steps_{metric.replace('@', '_').replace('-', '_').lower()}"
         title = f"{metric} by the number of steps"
         charts.append(Chart(name, "steps", title, "steps", metric, lines, True, x_scale="steps"))
+    return charts
+
+
+def _ball_charts(run: RunFiles) -> list[Chart]:
+    """Makes, for each metric, one chart of the worst case by the radius of the ball."""
+    found = analysis.balls(run.records)
+    charts = []
+    for metric in dict.fromkeys(metric for _, metric, _ in found):
+        lines = [
+            Line(
+                record["model"],
+                list(scores),
+                list(scores.values()),
+                **look(run.models.index(record["model"])),
+            )
+            for record, name, scores in found
+            if name == metric
+        ]
+        name = f"balls_{metric.replace('@', '_').replace('-', '_').lower()}"
+        title = f"Worst case: {metric} by the radius of the ball"
+        charts.append(
+            Chart(name, "balls", title, "epsilon in grey levels of 255", metric, lines, True)
+        )
     return charts
 
 

@@ -17,6 +17,7 @@ from saat_jax.reports.records import (
     display_name,
     is_benign,
     is_suite,
+    is_worst_case,
     key_of,
     load_run,
     settings_of,
@@ -25,6 +26,8 @@ from saat_jax.reports.records import (
 
 # What the page takes, by the name that is imported.
 _PACKAGES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "pillow"}
+# Queries of a model that are listed as its worst.
+_NUM_WORST = 5
 MINUS = "\N{MINUS SIGN}"
 # Retrieved items are shown small: what has more pixels a side is shrunk, for a lighter page.
 _MAX_THUMBNAIL = 112
@@ -166,6 +169,10 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "headline": headline,
         "suite": max(balls, key=lambda ball: sum(ball.num_attacks.values()), default=None),
         "benign": benign[0] if benign else {},
+        "flags": tables.flag_lines(records),
+        "intervals": tables.interval_lines(records),
+        "worst_cases": [record for record in records if is_worst_case(record)],
+        "worst_queries": _worst_queries(run),
         "gains": [line for c in comparisons if (line := tables.gain_line(c))],
         "strongest": _attacks(strongest),
         "scores": _scores(records),
@@ -186,7 +193,6 @@ def _values(run: RunFiles) -> dict[str, Any]:
         "points": tables.points,
         "protocol_lines": tables.protocol_lines,
         "query_label": analysis.query_label,
-        "times": tables.times,
         "transfer_rows": transfer_rows,
         "transfer_title": tables.transfer_title,
     }
@@ -259,6 +265,27 @@ def _earlier(run: RunFiles) -> tuple[list[str], list[list[str]]]:
         differs = tables.differences(record, present.get(_title(record)))
         rows.append([_title(record), ", ".join(shown) or "-", differs, path])
     return ["model: query", "score", "differs in", "file"], rows
+
+
+def _worst_queries(run: RunFiles) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and rows of the queries that lose most in the worst case, for each model."""
+    rows = []
+    for record in run.records:
+        before = run.examples.get((record["model"], "benign"), {}).get("average_precision")
+        after = run.examples.get(key_of(record), {}).get("average_precision")
+        is_own = is_worst_case(record) and not record["targeted"]
+        if not is_own or before is None or after is None or len(before) != len(after):
+            continue
+        names = list(record["members"])
+        members = run.examples[key_of(record)].get("member")
+        for row in (before - after).argsort(kind="stable")[::-1][:_NUM_WORST]:
+            by = display_name(names[members[row]]) if members is not None else "-"
+            scores = (tables.percent(float(x[row]), 1) for x in (before, after))
+            rows.append(
+                [f"{record['model']}, {analysis.query_label(record)}", str(row), *scores, by]
+            )
+    heads = ["model and attack", "query", "benign", "worst case", "by"]
+    return (heads, rows) if rows else None
 
 
 def _title(record: Record) -> str:

@@ -35,6 +35,14 @@ def _same_lengths(shape: Mapping[str, Any]) -> options.Check:
     return check
 
 
+def _flags(place: str, value: Any) -> None:
+    """A list of flags, often an empty one."""
+    options.check_tree(place, value, list)
+    texts = {"flag": str, "meaning": str, "advice": str}
+    for number, flag in enumerate(value):
+        options.check_tree(f"{place}[{number}]", flag, {**texts, "value": float, "limit": float})
+
+
 # What the files hold. A mean of shares may be rounded to above 1; a weighted precision counts
 # labels that are shared.
 _SHARE = options.Range(0, 1 + 1e-6)
@@ -60,6 +68,9 @@ _RECORD = {
         for labels in ("", "_target")
     },
     "perturbation?": {"*": float},
+    "interval?": [_SHARE],
+    "flags?": _flags,
+    "members?": {"*": {"score": _SHARE, "worst_on": _SHARE, "*": options.whatever}},
     "seconds_per_image?": options.Range(0, 10**9),
     **_MADE,
 }
@@ -222,7 +233,14 @@ def _base_first(name: str) -> tuple[bool, str]:
 def _in_order(records: Iterable[Record]) -> list[Record]:
     return sorted(
         records,
-        key=lambda r: (_base_first(r["model"]), r["targeted"], not is_benign(r), r["attack"]),
+        key=lambda r: (
+            _base_first(r["model"]),
+            r["targeted"],
+            not is_benign(r),
+            not is_worst_case(r),
+            settings_of(r).get("epsilon") if is_worst_case(r) else 0,
+            r["attack"],
+        ),
     )
 
 
@@ -234,6 +252,11 @@ def key_of(record: Record) -> tuple[str, str]:
 def is_benign(record: Record) -> bool:
     """Tells whether the record judges untouched queries."""
     return record["attack"] == "benign"
+
+
+def is_worst_case(record: Record) -> bool:
+    """Tells whether the record is of the worst of many attacks, query by query."""
+    return "members" in record
 
 
 def is_suite(records: Sequence[Record]) -> bool:

@@ -11,7 +11,9 @@ from saat_jax.reports.records import (
     METRICS,
     Record,
     display_name,
+    is_benign,
     is_suite,
+    is_worst_case,
     settings_of,
     transfer_rows,
 )
@@ -93,14 +95,40 @@ def gain_line(comparison: analysis.Comparison) -> str | None:
     worst = f" (worst of {len(comparison.attacks)})" if len(comparison.attacks) > 1 else ""
     return (
         f"{name}: attacked MAP{worst} {percent(attacked[0], 1)} -> {percent(attacked[1], 1)}"
-        f"{_in_brackets(times(*attacked))}, clean MAP {percent(clean[0], 1)} -> "
+        f"{_in_brackets(_above_chance(comparison))}, clean MAP {percent(clean[0], 1)} -> "
         f"{percent(clean[1], 1)}{_in_brackets(points(*clean))}"
     )
 
 
-def times(before: float | None, after: float | None) -> str:
-    """Writes the ratio: "4.6 times"; empty if it is not known or has no meaning."""
-    return f"{after / before:.1f} times" if before and after is not None else ""
+def _above_chance(comparison: analysis.Comparison) -> str:
+    before, after = comparison.skill
+    if before is None or after is None:
+        return ""
+    return f"skill above chance {before:.2f} -> {after:.2f}"
+
+
+def interval_lines(records: Sequence[Record]) -> list[str]:
+    """Writes how far chance in the queries may have moved benign and worst-case scores."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("interval") and (is_benign(record) or is_worst_case(record)):
+            low, high = (f"{100 * end:.1f}" for end in record["interval"])
+            # Benign queries have one of MAP.
+            key = "t_map" if record["targeted"] else "map"
+            what = f"{METRICS[key]} {analysis.query_label(record)}"
+            found.setdefault(what, []).append(f"{record['model']} {low} to {high} %")
+    return [f"95 % interval over queries, {what}: {'; '.join(s)}" for what, s in found.items()]
+
+
+def flag_lines(records: Sequence[Record]) -> list[str]:
+    """Writes the flags that were raised: what is wrong with which number, and what to do."""
+    lines: dict[str, list[str]] = {}
+    for record in records:
+        for flag in record.get("flags") or ():
+            what = f"{display_name(flag['flag'])} ({flag['meaning']}; {flag['advice']})"
+            owner = f"{record['model']} {display_name(record['attack'])} {flag['value']:.3g}"
+            lines.setdefault(what, []).append(owner)
+    return [f"FLAG {what}: {', '.join(owners)}" for what, owners in lines.items()]
 
 
 def points(before: float | None, after: float | None) -> str:
@@ -157,7 +185,7 @@ def terminal_tables(records: Sequence[Record]) -> str:
     Few attacks: `summary_table`. Many: `attack_table`, and below it the summary if there are
     several models. In both cases `iterations_table` where there is something for it.
     """
-    several = len({record["model"] for record in records}) > 1
+    several = several_models(records)
     suite = is_suite(records)
     parts = [
         _attack_lines(records) if suite else [],
@@ -226,7 +254,7 @@ def _summary_lines(records: Sequence[Record]) -> list[str]:
             table.append([row.metric, *[""] * len(models)])
         table.append([f"  {row.label}", *(percent(row.values.get(model)) for model in models)])
     gains = [line for comparison in analysis.compare(records) if (line := gain_line(comparison))]
-    return [*aligned(table), *gains]
+    return [*aligned(table), *gains, *interval_lines(records), *flag_lines(records)]
 
 
 def _attack_lines(records: Sequence[Record]) -> list[str]:
@@ -243,7 +271,13 @@ def _attack_lines(records: Sequence[Record]) -> list[str]:
             for key, record in group:
                 table.append([f"  {display_name(record['attack'])}", *attack_cells(key, record)])
         lines += [*aligned(table, num_heads=2), ""]
-    return lines[:-1] + strongest_lines(records)
+    evidence = [] if several_models(records) else interval_lines(records) + flag_lines(records)
+    return lines[:-1] + strongest_lines(records) + evidence
+
+
+def several_models(records: Sequence[Record]) -> bool:
+    """Tells whether the records are of more than one model."""
+    return len({record["model"] for record in records}) > 1
 
 
 def _iteration_lines(records: Sequence[Record]) -> list[str]:
