@@ -176,6 +176,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = bases[variant]()
     config.task = "compare_attacks"
     config.attacks = published_attacks()
+    # The papers' attacks alone; defenses has the worst case too.
+    config.evaluation.attack_suite = ""
     config.learned = published_learners()
     if variant == "prosgan":
         config.attacks = prosgan_attacks()

@@ -28,6 +28,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant("defenses", variant, VARIANTS)
     config = attacks.get_config("digits" if variant == "suite" else variant)
     config.task = "chain"
+    if variant in ("digits", "small"):
+        config.evaluation.attack_suite = "cheap"
     if variant == "suite":
         reported = ("mainstay", "mainstay_targeted")
         config.attacks = {name: config.attacks[name] for name in reported}

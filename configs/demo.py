@@ -42,4 +42,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.widths = (8, 8, 16, 16)
         config.pretrain.num_epochs = config.defenses.hardened.num_epochs = 1
         config.attacks.mainstay.num_steps = config.attacks.mainstay_targeted.num_steps = 3
+        config.evaluation.attack_suite = ""
     return config

@@ -7,6 +7,8 @@ TensorFlow nor the training code.
 from importlib import metadata
 
 from saat_jax.attacks import (
+    Displace,
+    Reach,
     alpha_schedule,
     hag,
     pgd,
@@ -14,7 +16,7 @@ from saat_jax.attacks import (
     select_target_labels,
 )
 from saat_jax.defenses import DEFENSES
-from saat_jax.evaluation import ATTACKS
+from saat_jax.evaluation import ATTACKS, standard_suite
 from saat_jax.hamming import (
     binarize,
     hamming_distance,
@@ -46,6 +48,8 @@ __all__ = [
     "ATTACKS",
     "DEFENSES",
     "OBJECTIVES",
+    "Displace",
+    "Reach",
     "alpha_schedule",
     "anchor_codes",
     "binarize",
@@ -65,5 +69,6 @@ __all__ = [
     "precision_recall_curve",
     "sdha",
     "select_target_labels",
+    "standard_suite",
     "unpack_codes",
 ]

@@ -141,6 +141,15 @@ def test_every_option_of_an_objective_can_be_set(name):
     assert config.objective.to_dict() == {"name": name, **declared}
 
 
+def test_radii_are_fractions_or_decimals():
+    config = settings.load_config("demo")
+    settings.override(config, ["--config.evaluation.epsilons=(1/255, 0.0157,8/255)"])
+    assert config.evaluation.epsilons == (1 / 255, 0.0157, 8 / 255)
+    # What is a literal already is no fraction.
+    settings.override(config, ["--config.transfer.models=('runs/a/1/2:x',)"])
+    assert config.transfer.models == ("runs/a/1/2:x",)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -156,6 +165,7 @@ def test_every_option_of_an_objective_can_be_set(name):
         ("--config.attacks.mainstay.epsilon=4/0", "expected a number, such as 0.5 or 8/255"),
         ("--config.attacks.mainstay.epsilon=8/255/2", "expected a number"),
         ("--config.attacks.mainstay.epsilon=", "expected a number"),
+        ("--config.evaluation.epsilons=(4/0,)", r"expected a tuple, such as .*\(4/255,8/255\)"),
         ("--config.model.widths=(4,", "expected a tuple, such as"),
         ("tasks=evaluate", "unknown argument 'tasks=evaluate'; settings are --config.NAME=VALUE"),
         ("--confg.seed=3", "unknown argument '--confg.seed=3'"),

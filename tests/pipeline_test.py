@@ -230,3 +230,28 @@ def test_a_defence_and_an_objective_of_ones_own_train(tmp_path, digits, monkeypa
     before, after = (run.load_model(name).variables for name in ("pretrained", "pulled"))
     kernels = [np.asarray(x["params"]["hash"]["kernel"]) for x in (before, after)]
     assert np.any(kernels[0] != kernels[1])
+
+
+# --- the worst case ---
+
+
+def test_a_run_judges_by_the_worst_case_in_each_ball(tmp_path, capsys):
+    config = demo.get_config("smoke").to_dict()
+    config["evaluation"].update(attack_suite="cheap", epsilons=(4 / 255, 16 / 255))
+    del config["attacks"]["mainstay_targeted"]
+    config["task"] = "compare_attacks"
+    pipeline.run(config, tmp_path)
+    table = capsys.readouterr().out
+    rows = [line[:24].strip() for line in table.splitlines() if "/255" in line]
+    assert [row for row in rows if "theory" not in row][:2] == [
+        "worst case, 4/255",
+        "worst case, 16/255",
+    ]
+    scores = {
+        name: json.loads((tmp_path / f"records/pretrained/{name}.json").read_text())["metrics"]["map"]
+        for name in ("benign", "worst_case_4", "worst_case_16")
+    }
+    assert scores["benign"] >= scores["worst_case_4"] >= scores["worst_case_16"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Worst case: MAP@5000 by the radius of the ball" in page
+    assert "Do not believe these numbers yet" in page and "near chance" in page

@@ -379,7 +379,7 @@ def test_summary_table_worked_by_hand(finished_run):
     assert len({len(line) for line in lines[3:7] + lines[8:11]}) == 1
     # 45.10 / 9.81 = 4.597; 84.03 - 90.12 = -6.09.
     assert lines[12] == (
-        "hardening: attacked MAP 9.8 % -> 45.1 % (4.6 times), "
+        "hardening: attacked MAP 9.8 % -> 45.1 % (skill above chance -0.39 -> 0.16), "
         "clean MAP 90.1 % -> 84.0 % (-6.1 points)"
     )
     assert lines[13:] == [
@@ -401,7 +401,7 @@ def test_summary_table_takes_the_worst_attack_that_both_models_stood(tmp_path):
     table = reports.summary_table(reports.load_records(write_run(tmp_path, metrics=metrics)))
     # Of hag and mainstay: the lower of 20 and 10, then of 30 and 40.
     assert (
-        "hardening: attacked MAP (worst of 2) 10.0 % -> 30.0 % (3.0 times), "
+        "hardening: attacked MAP (worst of 2) 10.0 % -> 30.0 % (skill above chance -0.38 -> -0.08), "
         "clean MAP 80.0 % -> 85.0 % (+5.0 points)" in table
     )
     row = next(line for line in table.splitlines() if "sdha" in line)
@@ -438,7 +438,7 @@ def test_summary_table_of_a_whole_database_and_of_zero(tmp_path):
     table = reports.summary_table(reports.load_records(run))
     assert "\nMAP@all\n" in table and "\nt-MAP@all\n" in table and "; k all;" in table
     # From zero there is no ratio.
-    assert "attacked MAP 0.0 % -> 45.1 %, clean" in table
+    assert "attacked MAP 0.0 % -> 45.1 % (skill above chance -0.54 -> 0.16), clean" in table
 
 
 def test_summary_table_refuses_to_compare_unlike_protocols(tmp_path):
@@ -458,7 +458,7 @@ def test_report_shows_the_run(finished_run):
         "takes the system's MAP from 90.1 % to 9.8 %",
         "leaves 45.1 %",
         "from 90.1 % to 84.0 %",
-        "4.6 times",
+        "skill above chance 0.16",
         "\N{MINUS SIGN}6.1 points",
         "benign pretrained 90.12 % - - - - - - - - hardened 84.03 %",
         "mainstay pretrained 9.81 % 9.70 % 100 8/255 0.94 0.52 7.53 2.74 0.012 hardened 45.10 %",

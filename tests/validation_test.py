@@ -88,6 +88,10 @@ def _changed(path, value, make=demo.get_config):
         ("attacks", "mainstay", "attacks must be a section of fields, got 'mainstay'"),
         ("evaluation.models", "hardened", r"evaluation.models must be a tuple of texts .*'hard"),
         ("evaluation.models", ("../..",), "the name of a model is up to 100 letters"),
+        ("evaluation.attack_suite", "best", "evaluation.attack_suite: unknown attack suite 'best'"),
+        ("evaluation.epsilons", (), r"evaluation.epsilons must be a tuple of radii .*got \(\)"),
+        ("evaluation.epsilons", (8,), "evaluation.epsilons must be a number .* 8 / 255"),
+        ("evaluation.epsilons", (0.2, 0.1), "evaluation.epsilons must rise from each radius"),
         ("evaluation.checkpoint", "newest", "evaluation.checkpoint: unknown checkpoint 'newest'"),
         ("pretrain.augment", "no", "pretrain.augment must be True or False, got 'no'"),
         ("defenses.hardened.first_bank", "test", "first_bank: unknown first bank 'test'"),
@@ -156,7 +160,7 @@ def test_every_shipped_config_is_sound(name):
     make = importlib.import_module(f"configs.{name}").get_config
     variants = {
         "attacks": ("", "prosgan", "all", "digits", "small", "smoke"),
-        "defenses": ("", "digits", "small", "smoke"),
+        "defenses": ("", "digits", "small", "smoke", "suite"),
         "train_hash": ("nuswide,hashnet,vgg11,32,prosgan", "lists,dpsh,convnet,16"),
     }
     for variant in variants.get(name, (make.__defaults__[0],)):
@@ -167,8 +171,26 @@ def test_every_shipped_config_is_sound(name):
         # Which folder is the user's to say.
         if "root" in config["data"]:
             config["data"]["root"] = "lists"
-        assert validation.validate(config).suite.keys() == config["attacks"].keys()
+        found = validation.validate(config).suite.keys()
+        worst = {"worst_case", "worst_case_targeted"} if config["evaluation"]["attack_suite"] else set()
+        assert found == config["attacks"].keys() | worst
         assert set(re.findall(r"\w+", config["task"])) == {config["task"]}
+
+
+def test_the_worst_case_is_sought_in_each_ball_and_direction():
+    config = demo.get_config().to_dict()
+    config["evaluation"].update(attack_suite="standard", epsilons=(0.5 / 255, 8 / 255))
+    found = validation.validate(config).suite
+    assert [name for name in found if name.startswith("worst")] == [
+        "worst_case_0_5", "worst_case_8", "worst_case_targeted_0_5", "worst_case_targeted_8",
+    ]  # fmt: skip
+    del config["attacks"]["mainstay_targeted"]
+    found = validation.validate(config).suite
+    assert not any(attack.targeted for attack in found.values())
+    assert len(found["worst_case_8"].members) > 10
+    config["attacks"]["worst_case_8"] = config["attacks"]["mainstay"]
+    with pytest.raises(ValueError, match="attack_suite needs the name 'worst_case_8'"):
+        validation.validate(config)
 
 
 def test_numbers_are_checked_in_every_section():

@@ -7,6 +7,7 @@ the perturbation then sees a batch of images with their rows of the target codes
 
 import dataclasses
 import functools
+import pathlib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import attacks, generative, hamming, mainstay, options
+from saat_jax.datasets.images import open_image
 
 Array = jax.Array
 
@@ -242,6 +244,43 @@ def _average_precision(shared: Any, relevant: Array) -> attacks.AveragePrecision
     return attacks.AveragePrecision(ranking, relevant, sign)
 
 
+def images_of_folder(known: AttackerKnowledge, *, targeted: bool, folder: str) -> TargetCodes:
+    """Images crafted elsewhere: for each query a PNG by its row, as `save_images` writes them."""
+    place = pathlib.Path(folder)
+    paths = [place / f"{row:06d}.png" for row in range(len(known.labels))]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"{place} lacks the images of {len(missing)} of {len(paths)} queries, the first being "
+            f"{missing[0]}; each is named by the query's row and is an 8-bit PNG"
+        )
+    try:
+        images = [np.asarray(open_image(str(path)).convert("RGB")) for path in paths]
+    except OSError as error:
+        raise ValueError(f"{place}: an image cannot be read: {error}") from error
+    if len(shapes := {image.shape for image in images}) > 1:
+        raise ValueError(f"{place} must hold images of one size, got {sorted(shapes)}")
+    return TargetCodes(np.stack(images), None)
+
+
+def _given_images(
+    encode_fn: hamming.EncodeFn,
+    variables: Any,
+    images: Array,
+    crafted: Array,
+    rng: Array,
+    *,
+    targeted: bool,
+    epsilon: float,
+) -> Array:
+    """What was crafted elsewhere; whether it is inside the ball is checked as of all attacks."""
+    if crafted.shape != images.shape:
+        raise ValueError(
+            f"the crafted images must be of the queries' size {images.shape[1:]}, got "
+            f"{crafted.shape[1:]}"
+        )
+    return crafted.astype(np.float32) / 255
+
+
 class TargetSource(NamedTuple):
     """Where an attack's target codes are from.
 
@@ -362,6 +401,11 @@ ATTACKS: options.Choices[Attack] = options.Choices(
             _learned("prosgan"),
             _ONLY_TARGETED,
             needs_epsilon=False,
+            passes=lambda given: (0, 0),
+        ),
+        "images": Attack(
+            _given_images,
+            TargetSource(images_of_folder, {"folder": ...}),
             passes=lambda given: (0, 0),
         ),
         "auto_pgd": Attack(

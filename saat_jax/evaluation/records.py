@@ -7,6 +7,7 @@ without an attack. A record that exists with the same identity is not made again
 settings is kept in `<folder>/earlier/`, with the start of its identity in its name.
 """
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -204,13 +205,17 @@ def _under_attack(
     told: Record = {}
     arrays: dict[str, np.ndarray] = {}
     theory: np.ndarray | None
+
+    def saving(folder: pathlib.Path) -> Callable[[int, np.ndarray], None] | None:
+        return functools.partial(_save_image, folder) if save_images else None
+
     if isinstance(settings, Suite):
         outcome = worst_case.run_members(
             model,
             settings,
             parts=unfinished,
             example_rows=rows,
-            save_into=lambda name: _saving(unfinished / name / "images") if save_images else None,
+            save_into=lambda name: saving(unfinished / name / "images"),
             title=title,
         )
         result = outcome.worst()
@@ -227,7 +232,7 @@ def _under_attack(
             settings,
             target_codes,
             example_rows=rows,
-            save=_saving(place.images) if save_images else None,
+            save=saving(place.images),
             parts=unfinished / str(jax.process_index()),
             title=title,
         )
@@ -308,16 +313,11 @@ def _load(dataset: datasets.Dataset, split: datasets.Split, rows: np.ndarray) ->
     return datasets.load_images(split, rows, image_size=dataset.image_size, resize=dataset.resize)
 
 
-def _saving(folder: pathlib.Path) -> Callable[[int, np.ndarray], None]:
-    """What saves a query's image in a folder."""
+def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
+    from PIL import Image
 
-    def save(row: int, image: np.ndarray) -> None:
-        from PIL import Image
-
-        with files.replacing(folder / f"{row:06d}.png") as temporary:
-            Image.fromarray(image).save(temporary, format="png")
-
-    return save
+    with files.replacing(folder / f"{row:06d}.png") as temporary:
+        Image.fromarray(image).save(temporary, format="png")
 
 
 def _keep_images(folder: pathlib.Path, places: Sequence[pathlib.Path]) -> None:

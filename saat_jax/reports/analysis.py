@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -100,7 +101,9 @@ class Strongest:
 
 def query_label(record: Record) -> str:
     """Names the kind of query and the strength of its attack."""
-    parts = [display_name(record["attack"])]
+    name = display_name(record["attack"])
+    # Of several balls each has its radius in its name, and again after it.
+    parts = [re.sub(r"[ \d]+$", "", name) if is_worst_case(record) else name]
     if settings_of(record).get("epsilon") is not None:
         parts.append(epsilon_text(record))
     if (steps := _num_steps(record)) is not None:
