@@ -22,13 +22,14 @@ from torch.nn import functional
 
 PATH = pathlib.Path(__file__).parents[1] / "tests" / "data" / "auto_pgd_trace.npz"
 NUM_STEPS = (20, 100)
-# Of the weights and images; of torchattacks' random start.
-SEED, START_SEED = 0, 1
-NUM_IMAGES, SHAPE, NUM_HIDDEN, NUM_CLASSES = 8, (3, 6, 6), 16, 4
-# Wide enough, and the weights large enough, that the loss has its lows within the ball: an image
-# that only runs into a corner says little about when a step is halved. A power of two, so that
-# both sides have the same float32 walls and step sizes.
-EPSILON, WEIGHT_SCALE = 0.125, 4.0
+# Of the weights and images; of torchattacks' random start. In float64 ours agrees to 4e-16 for all
+# seeds tried. In float32 losses that are equal but for rounding may be ordered either way: with
+# this seed any two that are compared are 32 units in the last place apart, or more.
+SEED, START_SEED = 21, 1
+NUM_IMAGES, SHAPE, NUM_HIDDEN, NUM_CLASSES = 8, (3, 6, 6), 64, 4
+# Wide enough, and the weights large enough, that the loss has its peaks within the ball: an image
+# that only runs into a corner says little about when a step is halved.
+EPSILON, WEIGHT_SCALE = 0.25, 8.0
 
 
 class Traced(torchattacks.APGD):
@@ -59,7 +60,8 @@ class Traced(torchattacks.APGD):
 
 def classifier(weights: dict[str, np.ndarray]) -> nn.Module:
     """Two linear layers and a tanh between, of images `[batch, channels, height, width]`."""
-    hidden, last = nn.Linear(108, NUM_HIDDEN), nn.Linear(NUM_HIDDEN, NUM_CLASSES)
+    hidden = nn.Linear(int(np.prod(SHAPE)), NUM_HIDDEN)
+    last = nn.Linear(NUM_HIDDEN, NUM_CLASSES)
     names = ("hidden.weight", "hidden.bias", "last.weight", "last.bias")
     parameters = [*hidden.parameters(), *last.parameters()]
     for parameter, name in zip(parameters, names, strict=True):

@@ -164,9 +164,7 @@ def test_a_suite_is_never_weaker_than_a_member(healthy_record):
     assert np.abs(images.astype(int) - queries.astype(int)).max() <= 255 * EPSILON
     codes = np.where(np.asarray(features(images / np.float32(255))) >= 0, 1, -1)
     database = np.where(np.asarray(features(DATA.database.images / np.float32(255))) >= 0, 1, -1)
-    found = PROTOCOL.average_precision(
-        codes, database, DATA.query.labels, DATA.database.labels
-    )
+    found = PROTOCOL.average_precision(codes, database, DATA.query.labels, DATA.database.labels)
     np.testing.assert_allclose(found, each, atol=1e-9)
 
 
@@ -254,12 +252,14 @@ def test_a_larger_ball_does_no_less(tmp_path):
         ({"epsilon": None}, "epsilon of attack 'standard' must be a number"),
         ({"steps": 3}, "attack 'standard' has no option 'steps'"),
         ({"extra": {"mine": {"attack": "cw"}}}, "extra.mine: unknown attack 'cw'"),
-        ({"extra": {"votes": {"attack": "noise"}}}, "'votes' must have a name of its own"),
+        ({"extra": {"soft_gain": {"attack": "noise"}}}, "'soft_gain' must have a name of its own"),
     ],
 )
 def test_a_suite_refuses_what_it_does_not_have(given, message):
     with pytest.raises(ValueError, match=message):
-        evaluation.create_attack(**{"attack": "standard", "targeted": False, "epsilon": 0.1} | given)
+        evaluation.create_attack(
+            **{"attack": "standard", "targeted": False, "epsilon": 0.1} | given
+        )
 
 
 def test_settings_of_a_suite_are_json_and_name_every_member():

@@ -172,7 +172,9 @@ def test_every_shipped_config_is_sound(name):
         if "root" in config["data"]:
             config["data"]["root"] = "lists"
         found = validation.validate(config).suite.keys()
-        worst = {"worst_case", "worst_case_targeted"} if config["evaluation"]["attack_suite"] else set()
+        worst = (
+            {"worst_case", "worst_case_targeted"} if config["evaluation"]["attack_suite"] else set()
+        )
         assert found == config["attacks"].keys() | worst
         assert set(re.findall(r"\w+", config["task"])) == {config["task"]}
 

@@ -105,9 +105,9 @@ def auto_pgd(images: Array, *, epsilon: float, num_steps: int) -> optax.Gradient
 
     def update(found: Any, state: AutoPgdState, here: Array | None = None) -> tuple[Any, Any]:
         assert here is not None
-        better = found.loss < state.best_found.loss
-        # A loss that is no number is no better than none.
-        better |= state.step == 0
+        # What is no number is never better, and anything is better than it.
+        lowest = state.best_found.loss
+        better = (found.loss < lowest) | jnp.isnan(lowest) | (state.step == 0)
         best = jnp.where(per_image(better), here, state.best)
         best_found = Measured(
             jnp.where(per_image(better), found.gradient, state.best_found.gradient),

@@ -24,6 +24,7 @@ Array = jax.Array
 # How sharp tanh is at the first and at the last step, of logits of a usual size of one.
 _SHARPNESS = (2.0, 8.0)
 _SOFT_SHARPNESS = (0.4, 4.0)
+_SHARP_SHARPNESS = (1.0, 16.0)
 # What the given weights count beside the bits' own gains, at the first and at the last step.
 _GIVEN_SHARE = (1.0, 0.03)
 # A bit that had better stay counts a third of one that had better flip.
@@ -166,6 +167,9 @@ SEARCH_LOSSES: options.Choices[Callable[..., Array]] = options.Choices(
         "hinge": lambda logits, weights, criterion, share: hinge_loss(logits, weights),
         "soft_gain": lambda logits, weights, criterion, share: soft_gain_loss(
             logits, criterion, sharpness=_between(_SOFT_SHARPNESS, share)
+        ),
+        "sharp_gain": lambda logits, weights, criterion, share: soft_gain_loss(
+            logits, criterion, sharpness=_between(_SHARP_SHARPNESS, share)
         ),
     },
 )
