@@ -401,8 +401,8 @@ def test_summary_table_takes_the_worst_attack_that_both_models_stood(tmp_path):
     table = reports.summary_table(reports.load_records(write_run(tmp_path, metrics=metrics)))
     # Of hag and mainstay: the lower of 20 and 10, then of 30 and 40.
     assert (
-        "hardening: attacked MAP (worst of 2) 10.0 % -> 30.0 % (skill above chance -0.38 -> -0.08), "
-        "clean MAP 80.0 % -> 85.0 % (+5.0 points)" in table
+        "hardening: attacked MAP (worst of 2) 10.0 % -> 30.0 % "
+        "(skill above chance -0.38 -> -0.08), clean MAP 80.0 % -> 85.0 % (+5.0 points)" in table
     )
     row = next(line for line in table.splitlines() if "sdha" in line)
     assert row.split()[-3:] == ["5.00", "%", "-"]

@@ -237,7 +237,7 @@ def test_a_search_returns_the_image_of_its_gain_and_minds_no_batch_mates(name):
     images, keys = _images(), jax.random.split(jax.random.key(0), NUM_QUERIES)
     found = run(images, keys, np.arange(NUM_QUERIES))
     assert float(jnp.abs(found.images - images).max()) <= 0.1 + 1e-6
-    assert 0 <= float(found.images.min()) and float(found.images.max()) <= 1
+    assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
     codes = np.where(np.asarray(_features(found.images)) >= 0, 1.0, -1.0).astype(np.float32)
     np.testing.assert_allclose(_wanted(_problem(0)).gain(jnp.asarray(codes)), found.gain, atol=1e-6)
     assert np.all(found.gain >= found.first_gain) and np.all(found.gain >= found.settled_gain)
