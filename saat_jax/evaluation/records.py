@@ -186,8 +186,11 @@ def _without_attack(
     }
     images = _load(model.dataset, model.dataset.query, rows)
     examples = _examples(model, rows, model.benign_codes, images, targeted=False)
-    database = np.asarray(hamming.pack_codes(model.known.database_codes))
-    return fields, {**examples, **queries, "database_codes": database}
+    arrays = {"database_codes": np.asarray(hamming.pack_codes(model.known.database_codes))}
+    for split in (model.dataset.query, model.dataset.database):
+        if split.paths is not None:
+            arrays[f"{split.name}_paths"] = np.array(split.paths)
+    return fields, {**examples, **queries, **arrays}
 
 
 def _under_attack(
