@@ -252,7 +252,7 @@ def test_a_larger_ball_does_no_less(tmp_path):
         ({"epsilon": None}, "epsilon of attack 'standard' must be a number"),
         ({"steps": 3}, "attack 'standard' has no option 'steps'"),
         ({"extra": {"mine": {"attack": "cw"}}}, "extra.mine: unknown attack 'cw'"),
-        ({"extra": {"soft_gain": {"attack": "noise"}}}, "'soft_gain' must have a name of its own"),
+        ({"extra": {"votes": {"attack": "noise"}}}, "'votes' must have a name of its own"),
     ],
 )
 def test_a_suite_refuses_what_it_does_not_have(given, message):
