@@ -100,8 +100,8 @@ def measure_logits(encode_fn: EncodeFn, variables: chex.ArrayTree, images: Array
     encoder = jax.jit(encode_fn)
 
     def median(alpha: float) -> float:
-        soft_codes = jnp.clip(encoder(variables, images, alpha), -_NEARLY_ONE, _NEARLY_ONE)
-        return float(jnp.median(jnp.abs(jnp.arctanh(soft_codes))))
+        logits = logits_of(encoder, variables, images, LogitScale(alpha, 1.0))
+        return float(jnp.median(jnp.abs(logits)))
 
     alpha, size = 1.0, median(1.0)
     plain = LogitScale(alpha, size or 1.0)
@@ -223,9 +223,8 @@ def auto_pgd_search(
     Reference:
         `auto_pgd` for the steps.
     """
-    images = checked_images(images, epsilon=epsilon)
-    wanted = criterion(shared, aim.rows)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys(rng, len(images)), restart)
+    images, wanted = checked_images(images, epsilon=epsilon), criterion(shared, aim.rows)
+    keys = _restart_keys(rng, len(images), restart)
     loss_fn = SEARCH_LOSSES[loss]
 
     def total_loss(adversarial: Array, step: Array, gains: Array) -> tuple[Array, Any]:
@@ -286,9 +285,8 @@ def square_search(
     Args, beside those of `auto_pgd_search`:
         num_queries: how often an image is encoded.
     """
-    images = checked_images(images, epsilon=epsilon)
-    wanted = criterion(shared, aim.rows)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys(rng, len(images)), restart)
+    images, wanted = checked_images(images, epsilon=epsilon), criterion(shared, aim.rows)
+    keys = _restart_keys(rng, len(images), restart)
 
     def loss_fn(adversarial: Array) -> Array:
         logits = logits_of(encode_fn, variables, adversarial, scale)
@@ -297,10 +295,12 @@ def square_search(
     adversarial, _ = square(loss_fn, images, keys, epsilon=epsilon, num_queries=num_queries)
     codes = hamming.binarize(logits_of(encode_fn, variables, adversarial, scale))
     gain = wanted.gain(codes)
-    nothing = _nothing(images)
-    return nothing._replace(
-        images=adversarial, gain=gain, first_gain=gain, settled_gain=gain, last_gain=gain
-    )
+    return _look(_nothing(images), adversarial, gain, True)._replace(settled_gain=gain)
+
+
+def _restart_keys(rng: Array, num_rows: int, restart: Array | int) -> Array:
+    """The keys of a start, one for each row."""
+    return jax.vmap(jax.random.fold_in, (0, None))(row_keys(rng, num_rows), restart)
 
 
 def _nothing(images: Array) -> Found:
@@ -308,7 +308,7 @@ def _nothing(images: Array) -> Found:
     return Found(images, none, none, none, none, none > 0)
 
 
-def _look(found: Found, images: Array, gain: Array, first: Array) -> Found:
+def _look(found: Found, images: Array, gain: Array, first: Array | bool) -> Found:
     """What is known after a look at some images."""
     better = gain > found.gain
     return found._replace(

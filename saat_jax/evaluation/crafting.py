@@ -200,7 +200,7 @@ class _BatchAttack:
         self._compiled = {} if compiled is None else compiled
         self._warm = False
         self._epsilon = settings.epsilon
-        self._target_codes = target_codes.codes
+        self._target_codes = jax.tree.map(np.asarray, target_codes.codes)
         self._arrays = parallel.on_every_device(dict(target_codes.arrays))
         self._keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
 
@@ -214,19 +214,18 @@ class _BatchAttack:
             )
         # Padding takes the codes of the last query.
         rows = np.minimum(batch["index"], self.num_queries - 1)
-        codes = jax.tree.map(lambda array: np.asarray(array)[rows], self._target_codes)
+        codes = jax.tree.map(lambda array: array[rows], self._target_codes)
         arguments = parallel.split_rows((image, codes, self._keys(batch["index"])))
         arguments = (self._models[""].variables, *arguments)
-        key = self._program, jax.tree.map(np.shape, arguments[1:])
-        if repr(key) not in self._compiled:
-            program = self._craft.lower(*arguments, **self._arrays).compile()
-            self._compiled[repr(key)] = program
+        key = repr((self._program, jax.tree.map(np.shape, arguments[1:])))
+        if key not in self._compiled:
+            self._compiled[key] = self._craft.lower(*arguments, **self._arrays).compile()
         if not self._warm:
             for name in self._models:
                 self._codes(image, name)
             self._warm = True
         start = time.perf_counter()
-        crafted = self._compiled[repr(key)](*arguments, **self._arrays)
+        crafted = self._compiled[key](*arguments, **self._arrays)
         notes: dict[str, np.ndarray] = {}
         if isinstance(crafted, attacks.Found):
             notes = {

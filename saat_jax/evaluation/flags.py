@@ -15,7 +15,7 @@ import numpy as np
 from saat_jax import attacks, datasets, options
 from saat_jax.evaluation.crafting import AttackResult
 from saat_jax.evaluation.judging import JudgedModel
-from saat_jax.evaluation.methods import ATTACKS
+from saat_jax.evaluation.methods import ATTACKS, TargetCodes
 from saat_jax.evaluation.worst_case import Outcome
 
 Array = jax.Array
@@ -150,10 +150,10 @@ class ModelTests:
         encoder = jax.jit(encode_fn)
         again = [np.asarray(encoder(variables, self.images, 1.0)) for _ in range(5)]
         differ = np.any(np.stack(again) != again[0], axis=(0, 2))
-        logits = np.arctanh(np.clip(self._model.known.soft_codes, -1 + 1e-7, 1 - 1e-7))
+        size = np.abs(self._model.known.soft_codes)
         return {
             "random_output": float(np.mean(differ)),
-            "saturated": float(np.mean(np.abs(logits) > _FLAT)),
+            "saturated": float(np.mean(size > np.tanh(_FLAT))),
         }
 
     def near_chance(self) -> dict[str, float]:
@@ -173,16 +173,16 @@ class ModelTests:
             inside: `[num_queries]` how good the suite's images are for the attacker.
             targeted: as of the suite.
         """
+        source = ATTACKS["auto_pgd"].targets
+        target_codes = source.make(self._model.known, targeted=targeted, aim="votes", restart=0)
+        aim = jax.tree.map(lambda array: jnp.asarray(array[self._rows]), target_codes.codes)
         return {
-            "unstable_gradient": self._unstable_gradient(epsilon, targeted=targeted),
-            **self._unbounded(inside, targeted=targeted),
+            "unstable_gradient": self._unstable_gradient(epsilon, aim.weights),
+            **self._unbounded(inside, aim, target_codes, targeted=targeted),
         }
 
-    def _unstable_gradient(self, epsilon: float, *, targeted: bool) -> float:
+    def _unstable_gradient(self, epsilon: float, weights: Array) -> float:
         known, (encode_fn, variables) = self._model.known, self._model.encoder
-        settings = ATTACKS["auto_pgd"].targets
-        aim = settings.make(known, targeted=targeted, aim="votes", restart=0).codes
-        weights = jnp.asarray(aim.weights[self._rows])
 
         def loss_of(images: Array) -> Array:
             logits = attacks.logits_of(encode_fn, variables, images, known.logit_scale)
@@ -202,11 +202,10 @@ class ModelTests:
 
         return float(changes(self.images))
 
-    def _unbounded(self, inside: np.ndarray, *, targeted: bool) -> dict[str, float]:
+    def _unbounded(
+        self, inside: np.ndarray, aim: attacks.Aim, target_codes: TargetCodes, *, targeted: bool
+    ) -> dict[str, float]:
         model = self._model
-        source = ATTACKS["auto_pgd"].targets
-        target_codes = source.make(model.known, targeted=targeted, aim="votes", restart=0)
-        aim = jax.tree.map(lambda array: jnp.asarray(array[self._rows]), target_codes.codes)
         criterion = target_codes.static["criterion"](target_codes.arrays["shared"], aim.rows)
         search = functools.partial(
             attacks.auto_pgd_search,
@@ -242,7 +241,7 @@ def of_attack(
     Args:
         model: the attacked model.
         result: what the attack made.
-        scores: `[num_judged]` average precision of the images as floats.
+        scores: `[num_queries]` average precision of the images as floats.
         rounded: the same of 8-bit images.
         sign: +1 if the attacker wants it high, else -1.
     """

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import attacks, generative, hamming, mainstay, options
@@ -235,7 +234,7 @@ def aim_of_search(
     weights: Any = -sign * np.asarray(AIMS[aim](known, targeted), np.float32)
     scale: Any = jax.tree.map(np.float32, known.logit_scale)
     arrays = {"shared": (ranking, sign), "scale": scale, "restart": np.uint32(restart)}
-    rows = attacks.Aim(weights, jnp.asarray(relevant))
+    rows = attacks.Aim(weights, relevant)
     return TargetCodes(rows, None, arrays, {"criterion": _average_precision})
 
 

@@ -27,6 +27,7 @@ from saat_jax.evaluation.record_files import RecordFiles, digest_of
 from saat_jax.evaluation.suites import AnyAttack, Suite
 
 _TOP = 10
+_AT_A_TIME = 256
 _NUM_RESAMPLES = 1000
 # What is read of a record that is there.
 _FIELDS = {"metrics": dict, "images_saved": bool}
@@ -185,7 +186,7 @@ def _without_attack(
         "seconds_per_image": None,
     }
     images = _load(model.dataset, model.dataset.query, rows)
-    examples = _examples(model, rows, model.benign_codes, images, targeted=False)
+    examples = _examples(model, rows, queries["nearest_rows"][rows], images, targeted=False)
     arrays = {"database_codes": np.asarray(hamming.pack_codes(model.known.database_codes))}
     for split in (model.dataset.query, model.dataset.database):
         if split.paths is not None:
@@ -266,19 +267,24 @@ def _under_attack(
         "seconds_per_image": result.seconds_per_image,
     }
     images = result.examples / np.float32(255)
-    examples = _examples(model, rows, result.codes, images, targeted=targeted)
+    examples = _examples(model, rows, queries["nearest_rows"][rows], images, targeted=targeted)
     return fields, {**examples, **queries, **arrays}
 
 
 def _of_queries(model: JudgedModel, codes: np.ndarray, *, targeted: bool) -> dict[str, np.ndarray]:
     """What is kept of every query: its average precision, its code, and what lies nearest."""
-    distances = np.asarray(hamming.hamming_distance(codes, model.known.database_codes))
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :_TOP]
+    nearest, near = [], []
+    # Some at a time: all distances of a large database would fill the memory.
+    for row in range(0, len(codes), _AT_A_TIME):
+        part = codes[row : row + _AT_A_TIME]
+        distances = np.asarray(hamming.hamming_distance(part, model.known.database_codes))
+        nearest.append(np.argsort(distances, axis=1, kind="stable")[:, :_TOP])
+        near.append(np.take_along_axis(distances, nearest[-1], axis=1))
     return {
         "average_precision": model.average_precision(codes, targeted=targeted),
         "query_codes": np.asarray(hamming.pack_codes(codes)),
-        "nearest_rows": nearest.astype(np.int32),
-        "nearest_distances": np.take_along_axis(distances, nearest, axis=1).astype(np.uint16),
+        "nearest_rows": np.concatenate(nearest).astype(np.int32),
+        "nearest_distances": np.concatenate(near).astype(np.uint16),
     }
 
 
@@ -291,12 +297,10 @@ def _interval(model: JudgedModel, scores: np.ndarray) -> list[float]:
 
 
 def _examples(
-    model: JudgedModel, rows: np.ndarray, codes: np.ndarray, images: np.ndarray, *, targeted: bool
+    model: JudgedModel, rows: np.ndarray, top: np.ndarray, images: np.ndarray, *, targeted: bool
 ) -> dict[str, np.ndarray]:
-    """Some queries, as handed to the system, with what they retrieve first."""
+    """Some queries, as handed to the system, with the rows `top` that they retrieve first."""
     dataset, known = model.dataset, model.known
-    distances = np.asarray(hamming.hamming_distance(codes[rows], known.database_codes))
-    top = np.argsort(distances, axis=1, kind="stable")[:, :_TOP]
     found = _load(dataset, dataset.database, top.ravel()).reshape(*top.shape, *images.shape[1:])
     wanted = known.labels_for(targeted)[rows]
     # Without targets an example has none: no label is set.

@@ -68,12 +68,13 @@ class Outcome:
             mean: over the queries that count.
         """
         told: dict[str, dict[str, Any]] = {}
+        best = self.best
         for number, (name, member) in enumerate(self.suite.members.items()):
             others = [gain for other, gain in self.gains.items() if other != name]
             forward, backward = member.passes
             told[name] = {
                 "score": abs(mean(self.gains[name])),
-                "worst_on": float(np.mean(self.best == number)),
+                "worst_on": float(np.mean(best == number)),
                 # What the suite would lose without it.
                 "adds": mean(np.maximum(self.gains[name] - np.max(others, axis=0), 0))
                 if others

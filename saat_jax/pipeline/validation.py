@@ -70,8 +70,7 @@ def _epsilons(place: str, value: Any) -> None:
             f"{options.shortened(repr(value))}"
         )
     for epsilon in value:
-        if problem := options.RANGES["epsilon"].problem(epsilon):
-            raise ValueError(f"{place} {problem}")
+        options.number(place, epsilon)
     if sorted(set(value)) != [*value]:
         raise ValueError(f"{place} must rise from each radius to the next, got {[*value]}")
 
