@@ -10,6 +10,11 @@ from launch import terminal
 # user's arguments, and what it does. Add a subcommand by adding a line.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "run": ("launch.main", (), "train, harden, attack, judge, as a config says; may be left out"),
+    "audit": (
+        "launch.main",
+        ("--workdir", "runs/audit"),
+        "how a matcher is fooled at its threshold, as --config audit:pdq says",
+    ),
     "check": ("saat_jax.datasets.__main__", ("check",), "check a folder of images and lists"),
     "prepare": ("launch.prepare", (), "make the papers' lists from the owners' files; pack images"),
     "configs": ("launch.settings", (), "list the configs that come with the library"),

@@ -290,16 +290,19 @@ def known(problem):
     semantics = np.random.default_rng(0).normal(size=(len(data.query), 12)).astype(np.float32)
     params = generator.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), semantics[:1])["params"]
 
-    def tha(labels):
+    def tha(labels, targeted):
         codes = np.where(np.random.default_rng(1).random((len(labels), 8)) < 0.5, -1.0, 1.0)
         return evaluation.TargetCodes(codes.astype(np.float32), codes)
 
-    def prosgan(labels):
-        codes = tha(labels).theory
+    def prosgan(labels, targeted):
+        codes = tha(labels, targeted).theory
         arrays, static = {"generator_params": params}, {"generator": generator}
         return evaluation.TargetCodes(semantics, codes, arrays, static)
 
     learned = {name: evaluation.Learned(f, {}) for name, f in (("tha", tha), ("prosgan", prosgan))}
+    learned["surrogate"] = evaluation.surrogate(
+        encode_fn, variables, data, targets, identity={}, protocol=PROTOCOL, batch_size=16
+    )
     return evaluation.attacker_knowledge(
         encode_fn, variables, data, targets, protocol=PROTOCOL, batch_size=16, learned=learned
     )

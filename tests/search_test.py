@@ -84,9 +84,9 @@ def test_best_codes_cannot_be_bettered_by_a_flip():
 def _soft_average_precision(soft, database, relevant):
     """The definition, item by item."""
     distances = [(NUM_BITS - soft @ code) / 2 for code in database]
-    low, spacing = min(distances), (max(distances) - min(distances)) / 31
+    low, spacing = min(distances), (max(distances) - min(distances)) / 15
     total, items_before, hits_before = 0.0, 0.0, 0.0
-    for cut in range(32):
+    for cut in range(16):
         inside = [1 / (1 + np.exp(-((cut + 0.5) - (d - low) / spacing) / 0.5)) for d in distances]
         items, hits = sum(inside), float(np.dot(inside, relevant))
         middle = (items + items_before) / 2

@@ -133,6 +133,32 @@ def test_ill_models_raise_their_flags(encode_fn, expected, tmp_path):
         assert flag["meaning"] and flag["advice"] and flag["value"] > flag["limit"]
 
 
+def test_images_of_another_model_tell_of_a_masked_gradient(tmp_path):
+    other = evaluation.surrogate(
+        healthy, {}, DATA, TARGETS, identity={"it": "is healthy"}, protocol=PROTOCOL, batch_size=24
+    )
+    member = {"attack": "surrogate", "num_steps": 100}
+    suite = evaluation.standard_suite(epsilon=EPSILON, preset="cheap").joined_by("other", **member)
+    record = judge(detached, tmp_path / "model", suite, learned={"surrogate": other})
+    assert "transfer_wins" in names_of(record)
+    assert record["members"]["other"]["worst_on"] > 0.9
+    assert record["metrics"]["map"] < record["benign"]["metrics"]["map"] - 0.2
+    assert suite.joined_by("flips_1", **member).members["flips_1"].attack == "auto_pgd"
+    changed = judge(
+        detached,
+        tmp_path / "model",
+        suite,
+        learned={"surrogate": other._replace(identity={"it": "is another"})},
+    )
+    assert changed["identity"] != record["identity"]
+
+
+def test_a_search_on_a_sample_of_the_codes_does_not_speak_of_silent_success(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation.methods, "_MAX_CODES", 5)
+    record = judge(healthy, tmp_path / "model")
+    assert not names_of(record) & {"silent_success", "not_monotone"}
+
+
 def test_the_scale_of_the_output_changes_nothing(healthy_record, tmp_path):
     record = judge(scaled, tmp_path / "model")
     assert abs(record["metrics"]["map"] - healthy_record[0]["metrics"]["map"]) < 0.005

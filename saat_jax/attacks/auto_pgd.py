@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saat_jax.attacks.descent import gradient_sign, project
+from saat_jax.attacks.descent import gradient_sign, per_image, project
 
 Array = jax.Array
 
@@ -60,12 +60,9 @@ class AutoPgdState(NamedTuple):
     best_found: Measured
 
 
-def per_image(values: Array) -> Array:
-    """`[batch]` values against `[batch, height, width, channels]`."""
-    return values[:, None, None, None]
-
-
-def auto_pgd(images: Array, *, epsilon: float, num_steps: int) -> optax.GradientTransformation:
+def auto_pgd(
+    images: Array, *, epsilon: float | Array, num_steps: int
+) -> optax.GradientTransformation:
     """The step rule of Auto-PGD, to be given `Measured` where others are given a gradient.
 
     An image's first step is twice the ball's radius. At each check, the first after 22 % of the
@@ -75,7 +72,7 @@ def auto_pgd(images: Array, *, epsilon: float, num_steps: int) -> optax.Gradient
 
     Args:
         images: `[batch, height, width, channels]` centres of the ball.
-        epsilon: its radius in units of [0, 1].
+        epsilon: its radius in units of [0, 1], or `[batch]` of each image.
         num_steps: how many steps will be taken; fixes when to check.
 
     Reference:

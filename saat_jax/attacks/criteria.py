@@ -2,12 +2,13 @@
 
 A criterion has, for a batch of queries, the higher the better for the attacker,
 
-    gain(codes)             of codes in {-1, +1}
+    gain(outputs)           of what an encoder gives, whose signs are the code
     flip_gains(codes)       how the gain changes if one bit of a code is flipped, for each bit
     soft_gain(soft_codes)   which follows the gain, and has a gradient
 
 `Displace` and `Reach` are about average precision: that to the own labels is to fall, that to
-other labels to rise.
+other labels to rise. `Evade` and `Collide` are about a match at an operating point: an image is to
+match no more what is listed of it, or is to match what is listed of others.
 """
 
 import functools
@@ -25,21 +26,24 @@ Array = jax.Array
 ArrayLike = jax.Array | np.ndarray
 
 # Distances at which a soft ranking is cut, and how softly, in their spacing.
-_NUM_CUTS = 32
+_NUM_CUTS = 16
 _SOFTNESS = 0.5
 
 
 class Criterion(Protocol):
     """What an attacker wants; see the module."""
 
-    def gain(self, codes: Array) -> Array:
-        """How far `[batch, num_bits]` codes are what is wanted. `[batch]`"""
+    def gain(self, outputs: Array) -> Array:
+        """How far `[batch, num_bits]` outputs, or codes, are what is wanted. `[batch]`"""
 
     def flip_gains(self, codes: Array) -> Array:
         """What the gain changes by if a bit is flipped. `[batch, num_bits]`"""
 
     def soft_gain(self, soft_codes: Array) -> Array:
         """The gain of soft codes, with a gradient. `[batch]`"""
+
+    def num_flips(self, num_bits: int) -> int | Array:
+        """How many bits of the wanted side are enough."""
 
 
 @flax.struct.dataclass
@@ -206,8 +210,9 @@ class AveragePrecision:
     relevant: ArrayLike
     sign: Any
 
-    def gain(self, codes: Array) -> Array:
-        """Average precision, with the sign. `[batch]`"""
+    def gain(self, outputs: Array) -> Array:
+        """Average precision of the codes, with the sign. `[batch]`"""
+        codes = jnp.where(outputs >= 0, 1.0, -1.0)
         return self.sign * self.ranking.average_precision(codes, self.relevant)
 
     def flip_gains(self, codes: Array) -> Array:
@@ -218,6 +223,10 @@ class AveragePrecision:
     def soft_gain(self, soft_codes: Array) -> Array:
         """Soft average precision, with the sign. `[batch]`"""
         return self.sign * self.ranking.soft_average_precision(soft_codes, self.relevant)
+
+    def num_flips(self, num_bits: int) -> int:
+        """All of them."""
+        return num_bits
 
 
 def Displace(ranking: Ranking, relevant: ArrayLike) -> AveragePrecision:
@@ -244,6 +253,82 @@ def Reach(ranking: Ranking, relevant: ArrayLike) -> AveragePrecision:
         relevant: `[batch, num_codes]` how many items of a code have one of these labels.
     """
     return AveragePrecision(ranking, relevant, np.float32(1))
+
+
+class Point(Protocol):
+    """What makes two encoder outputs a match; `retrieval.OperatingPoint` is one."""
+
+    def margins(self, outputs: Array, listed: Array, database: Array | None) -> Array:
+        """Above zero for a match. `[batch, num_listed]`"""
+
+    def similarity(self, outputs: Array, listed: Array) -> Array:
+        """What a match goes by, with a gradient, from -1 to 1. `[batch, num_listed]`"""
+
+    def num_agreeing(self, num_bits: int) -> int | Array:
+        """How many bits must agree for a match."""
+
+
+@flax.struct.dataclass
+class Match:
+    """Each image is to match what is listed for it, or to match it no more; see `Evade`.
+
+    Attributes:
+        point: what counts as a match.
+        listed: `[batch, num_listed, num_bits]` outputs of the encoder.
+        database: `[num_database, num_bits]` outputs of what else is searched; None if the point
+            does not need them.
+        sign: +1 if any match will do, -1 if none may be left.
+    """
+
+    point: Any
+    listed: ArrayLike
+    database: ArrayLike | None
+    sign: Any
+
+    def gain(self, outputs: Array) -> Array:
+        """Above zero if the attacker has what is wanted; in the point's units. `[batch]`"""
+        margins = self.point.margins(outputs, self.listed, self.database)
+        return self.sign * jnp.max(margins, axis=1)
+
+    def flip_gains(self, codes: Array) -> Array:
+        """One distance more or less to what is nearest. `[batch, num_bits]`"""
+        return -self.sign * codes * jnp.where(self.nearest(codes) >= 0, 1, -1)
+
+    def soft_gain(self, soft_codes: Array) -> Array:
+        """Similarity to what is nearest, with the sign. `[batch]`"""
+        return self.sign * jnp.max(self.point.similarity(soft_codes, self.listed), axis=1)
+
+    def num_flips(self, num_bits: int) -> int | Array:
+        """To match, as many must agree; to evade, one too many must not."""
+        agreeing = self.point.num_agreeing(num_bits)
+        return jnp.where(self.sign > 0, agreeing, num_bits + 1 - agreeing)
+
+    def nearest(self, outputs: Array) -> Array:
+        """Of what is listed the nearest. `[batch, num_bits]`"""
+        row = jnp.argmax(self.point.similarity(outputs, self.listed), axis=1)
+        return jnp.take_along_axis(jnp.asarray(self.listed), row[:, None, None], axis=1)[:, 0]
+
+
+def Evade(point: Point, listed: ArrayLike, database: ArrayLike | None = None) -> Match:
+    """Each image is to match nothing that is listed of it: its original, near-duplicates.
+
+    Args:
+        point: what counts as a match, a `retrieval.OperatingPoint`.
+        listed: `[batch, num_listed, num_bits]` outputs of the encoder.
+        database: `[num_database, num_bits]`, for a point that ranks.
+    """
+    return Match(point, listed, database, np.float32(-1))
+
+
+def Collide(point: Point, listed: ArrayLike, database: ArrayLike | None = None) -> Match:
+    """Each image is to match some of what is listed: the chosen victim, or any.
+
+    Args:
+        point: what counts as a match, a `retrieval.OperatingPoint`.
+        listed: `[batch, num_listed, num_bits]` outputs of the encoder.
+        database: `[num_database, num_bits]`, for a point that ranks.
+    """
+    return Match(point, listed, database, np.float32(1))
 
 
 def best_codes(criterion: Criterion, codes: ArrayLike, *, num_flips: int = 20) -> Array:

@@ -33,14 +33,22 @@ GradientFn = Callable[[Array, Array], Array]
 Estimate = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
 
 
-def project(adversarial: Array, images: Array, *, epsilon: float) -> Array:
+def per_image(values: Any) -> Any:
+    """`[batch]` values against `[batch, height, width, channels]`; a single one stays."""
+    return values if jnp.ndim(values) == 0 else jnp.reshape(values, (-1, 1, 1, 1))
+
+
+def project(adversarial: Array, images: Array, *, epsilon: float | Array) -> Array:
     """Moves images to the nearest point in the L-infinity ball and in [0, 1].
+
+    The radius may be `[batch]`, one for each image.
 
     Example:
         >>> project(jnp.array([0.75, -0.25]), jnp.array([0.5, 0.125]), epsilon=0.125).tolist()
         [0.625, 0.0]
     """
-    return jnp.clip(jnp.clip(adversarial, images - epsilon, images + epsilon), 0, 1)
+    radius = per_image(epsilon)
+    return jnp.clip(jnp.clip(adversarial, images - radius, images + radius), 0, 1)
 
 
 def checked_images(images: Array, **numbers: Any) -> Array:
@@ -83,19 +91,20 @@ def row_keys(rng: Array, num_rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(num_rows))
 
 
-def uniform_noise(rng: Array, images: Array, *, epsilon: float) -> Array:
+def uniform_noise(rng: Array, images: Array, *, epsilon: float | Array) -> Array:
     """Noise uniform in [-epsilon, epsilon], drawn with one key for each image.
 
     Args:
         rng: one key, or `[batch]` keys.
         images: `[batch, height, width, channels]`; gives shape and dtype.
-        epsilon: largest magnitude.
+        epsilon: largest magnitude, or `[batch]` of each image.
     """
 
-    def draw(key: Array) -> Array:
-        return jax.random.uniform(key, images.shape[1:], images.dtype, -epsilon, epsilon)
+    def draw(key: Array, radius: float | Array) -> Array:
+        return jax.random.uniform(key, images.shape[1:], images.dtype, -radius, radius)
 
-    return jax.vmap(draw)(row_keys(rng, images.shape[0]))
+    keys = row_keys(rng, images.shape[0])
+    return jax.vmap(draw, (0, 0 if jnp.ndim(epsilon) else None))(keys, epsilon)
 
 
 def gradient_sign(gradient: Array) -> Array:
@@ -174,7 +183,7 @@ def descend(
     start: Array,
     *,
     rule: optax.GradientTransformation,
-    epsilon: float,
+    epsilon: float | Array,
     num_steps: int | Array,
     carry: Any = None,
 ) -> Descent:

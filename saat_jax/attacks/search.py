@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from saat_jax import hamming, options
-from saat_jax.attacks.auto_pgd import Measured, auto_pgd, per_image
+from saat_jax.attacks.auto_pgd import Measured, auto_pgd
 from saat_jax.attacks.criteria import Criterion
-from saat_jax.attacks.descent import checked_images, descend, row_keys, uniform_noise
+from saat_jax.attacks.descent import (
+    checked_images,
+    descend,
+    per_image,
+    row_keys,
+    uniform_noise,
+)
 from saat_jax.attacks.square import square
 from saat_jax.hamming import EncodeFn
 
@@ -138,7 +144,7 @@ def weighted_loss(logits: Array, weights: Array, *, sharpness: Array | float) ->
     return jnp.mean(weights * jnp.tanh(sharpness * logits), axis=-1)
 
 
-def hinge_loss(logits: Array, weights: Array, *, num_cheapest: int | None = None) -> Array:
+def hinge_loss(logits: Array, weights: Array, *, num_cheapest: int | Array | None = None) -> Array:
     """Mean of what the bits lack to be on the other side by a margin of one. `[batch]`
 
     Args:
@@ -148,7 +154,10 @@ def hinge_loss(logits: Array, weights: Array, *, num_cheapest: int | None = None
     """
     options.check_shapes(logits=(logits, "batch num_bits"), weights=(weights, "batch num_bits"))
     lacking = jax.nn.relu(1 + jnp.sign(weights) * logits)
-    return jnp.mean(jnp.sort(lacking, axis=-1)[:, :num_cheapest], axis=-1)
+    if num_cheapest is None:
+        return jnp.mean(lacking, axis=-1)
+    counts = jnp.arange(lacking.shape[-1]) < num_cheapest
+    return jnp.sum(jnp.sort(lacking, axis=-1) * counts, axis=-1) / num_cheapest
 
 
 def soft_gain_loss(logits: Array, criterion: Criterion, *, sharpness: Array | float) -> Array:
@@ -165,6 +174,10 @@ SEARCH_LOSSES: options.Choices[Callable[..., Array]] = options.Choices(
             logits, weights, sharpness=_between(_SHARPNESS, share)
         ),
         "hinge": lambda logits, weights, criterion, share: hinge_loss(logits, weights),
+        "cheapest": lambda logits, weights, criterion, share: hinge_loss(
+            logits, weights, num_cheapest=criterion.num_flips(logits.shape[-1])
+        ),
+        "plain_gain": lambda logits, weights, criterion, share: -criterion.soft_gain(logits),
         "soft_gain": lambda logits, weights, criterion, share: soft_gain_loss(
             logits, criterion, sharpness=_between(_SOFT_SHARPNESS, share)
         ),
@@ -193,7 +206,7 @@ def auto_pgd_search(
     rng: Array,
     *,
     targeted: bool,
-    epsilon: float,
+    epsilon: float | Array,
     num_steps: int,
     criterion: Callable[[Any, Any], Criterion],
     shared: Any,
@@ -211,7 +224,8 @@ def auto_pgd_search(
         aim: what steers the search.
         rng: one key, or `[batch]` keys, which make the start of an image its own.
         targeted: not used; the criterion says it.
-        epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
+        epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`; or `[batch]`
+            of each image, traced.
         num_steps: number of steps; one more forward and backward pass looks at the last images.
         criterion: makes one, of what all queries share and the aim's rows.
         shared: what it needs beside the rows.
@@ -230,22 +244,22 @@ def auto_pgd_search(
     def total_loss(adversarial: Array, step: Array, gains: Array) -> tuple[Array, Any]:
         share = step / max(num_steps, 1)
         logits = logits_of(encode_fn, variables, adversarial, scale)
-        codes = jax.lax.stop_gradient(hamming.binarize(logits))
         weights = aim.weights
         if flips:
+            codes = jax.lax.stop_gradient(hamming.binarize(logits))
             look = step % _LOOK_EVERY == 0
             gains = jax.lax.cond(look, lambda: flip_weights(wanted, codes), lambda: gains)
             weights = gains + _between(_GIVEN_SHARE, share) * weights
         losses = loss_fn(logits, weights, wanted, share)
-        return jnp.sum(losses), (losses, codes, gains)
+        return jnp.sum(losses), (losses, logits, gains)
 
     gradient_fn = jax.grad(total_loss, has_aux=True)
 
     def estimate(adversarial: Array, step: Array, _: Any, carry: Any) -> tuple[Any, Any]:
         found, gains = carry
-        gradient, (losses, codes, gains) = gradient_fn(adversarial, step, gains)
+        gradient, (losses, logits, gains) = gradient_fn(adversarial, step, gains)
         size = jnp.max(jnp.abs(gradient), axis=(1, 2, 3))
-        seen = _look(found, adversarial, wanted.gain(codes), step == 0)
+        seen = _look(found, adversarial, wanted.gain(logits), step == 0)
         seen = seen._replace(
             settled_gain=jnp.where(step <= 0.9 * num_steps, seen.gain, found.settled_gain),
             blind=jnp.where(step == 0, ~((size > 0) & jnp.isfinite(size)), found.blind),
@@ -273,7 +287,7 @@ def square_search(
     rng: Array,
     *,
     targeted: bool,
-    epsilon: float,
+    epsilon: float | Array,
     num_queries: int,
     criterion: Callable[[Any, Any], Criterion],
     shared: Any,
@@ -293,8 +307,7 @@ def square_search(
         return weighted_loss(logits, aim.weights, sharpness=_SHARPNESS[0])
 
     adversarial, _ = square(loss_fn, images, keys, epsilon=epsilon, num_queries=num_queries)
-    codes = hamming.binarize(logits_of(encode_fn, variables, adversarial, scale))
-    gain = wanted.gain(codes)
+    gain = wanted.gain(logits_of(encode_fn, variables, adversarial, scale))
     return _look(_nothing(images), adversarial, gain, True)._replace(settled_gain=gain)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from saat_jax.attacks.descent import project, row_keys
+from saat_jax.attacks.descent import per_image, project, row_keys
 
 Array = jax.Array
 
@@ -15,15 +15,15 @@ _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _OF = 10_000
 
 
-def stripes(rng: Array, images: Array, *, epsilon: float) -> Array:
+def stripes(rng: Array, images: Array, *, epsilon: float | Array) -> Array:
     """Images with vertical stripes of ±epsilon, by column and channel. `[batch, ...]`"""
 
     def draw(key: Array, image: Array) -> Array:
         shape = (1, image.shape[1], image.shape[2])
-        return epsilon * jax.random.rademacher(key, shape, image.dtype)
+        return jax.random.rademacher(key, shape, image.dtype)
 
-    noise = jax.vmap(draw)(row_keys(rng, len(images)), images)
-    return project(images + noise, images, epsilon=epsilon)
+    signs = jax.vmap(draw)(row_keys(rng, len(images)), images)
+    return project(images + per_image(epsilon) * signs, images, epsilon=epsilon)
 
 
 def square(
@@ -31,7 +31,7 @@ def square(
     images: Array,
     rng: Array,
     *,
-    epsilon: float,
+    epsilon: float | Array,
     num_queries: int,
 ) -> tuple[Array, Array]:
     """Lowers a loss by random squares within the L-infinity ball.
@@ -40,7 +40,7 @@ def square(
         loss_fn: maps images to `[batch]` losses; is never differentiated.
         images: `[batch, height, width, channels]` in [0, 1].
         rng: one key, or `[batch]` keys, which make all draws of an image its own.
-        epsilon: radius of the ball in units of [0, 1].
+        epsilon: radius of the ball in units of [0, 1], or `[batch]` of each image.
         num_queries: how often the loss is asked for; fixes how the squares shrink.
 
     Returns:
@@ -71,12 +71,10 @@ def square(
     def ask(query: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         best, lowest = at
         squares = jax.vmap(cover, in_axes=(0, None))(next_keys, query)
-        tried = project(best + 2 * epsilon * squares, images, epsilon=epsilon)
+        tried = project(best + 2 * per_image(epsilon) * squares, images, epsilon=epsilon)
         losses = loss_fn(tried)
         better = losses < lowest
-        return jnp.where(better[:, None, None, None], tried, best), jnp.where(
-            better, losses, lowest
-        )
+        return jnp.where(per_image(better), tried, best), jnp.where(better, losses, lowest)
 
     start = stripes(first_keys, images, epsilon=epsilon)
     return jax.lax.fori_loop(1, num_queries, ask, (start, loss_fn(start)))

@@ -1,5 +1,6 @@
 """A model in, robustness records out: named attacks, one protocol, one record for each."""
 
+from saat_jax.evaluation.audit import audit
 from saat_jax.evaluation.crafting import (
     AttackResult,
     Encoder,
@@ -10,6 +11,7 @@ from saat_jax.evaluation.flags import FLAGS, Flag
 from saat_jax.evaluation.judging import (
     attacker_knowledge,
     batches_from,
+    surrogate,
 )
 from saat_jax.evaluation.methods import (
     AIMS,
@@ -53,10 +55,12 @@ __all__ = [
     "all_members",
     "attack_queries",
     "attacker_knowledge",
+    "audit",
     "batches_from",
     "create_attack",
     "encode",
     "evaluate",
     "standard_suite",
+    "surrogate",
     "transfer",
 ]

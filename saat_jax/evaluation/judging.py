@@ -20,6 +20,7 @@ from saat_jax.evaluation.methods import (
     AttackSettings,
     Learned,
     TargetCodes,
+    aim_of_search,
     mainstay_target_codes,
 )
 from saat_jax.evaluation.protocol import Protocol
@@ -100,6 +101,40 @@ def attacker_knowledge(
         normalizer=protocol.normalizer,
         measure_logits=measure_logits,
     )
+
+
+def surrogate(
+    encode_fn: networks.EncodeFn,
+    variables: chex.ArrayTree,
+    dataset: datasets.Dataset,
+    target_labels: np.ndarray | None,
+    *,
+    identity: dict[str, Any],
+    **arguments: Any,
+) -> Learned:
+    """Another model, on which the attack "surrogate" crafts its images.
+
+    Args:
+        encode_fn: of that model, and so are the variables.
+        variables: what `encode_fn` needs.
+        dataset: as of `evaluate`, and so are the target labels.
+        target_labels: `[num_queries, num_classes]`, or None.
+        identity: what made the model, in JSON's types.
+        **arguments: further ones of `attacker_knowledge`.
+    """
+    knowledge = functools.partial(
+        attacker_knowledge, encode_fn, variables, dataset, target_labels, **arguments
+    )
+    known = functools.cache(knowledge)
+
+    def target_codes(_: np.ndarray, targeted: bool) -> TargetCodes:
+        found = aim_of_search(known(), targeted=targeted, aim="votes", restart=0)
+        return found._replace(
+            arrays={**found.arrays, "surrogate": variables},
+            static={**found.static, "surrogate_fn": encode_fn},
+        )
+
+    return Learned(target_codes, identity)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,14 +44,15 @@ class TargetCodes(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """Target codes by a network that was trained for an attack on one model.
+    """Target codes by a network that was trained for an attack on one model, or before it.
 
     Attributes:
-        target_codes: maps `[num_queries, num_classes]` target labels to target codes.
+        target_codes: maps `[num_queries, num_classes]` labels, and whether they are to be
+            reached, to target codes.
         identity: what made the network, in JSON's types; part of the records' identity.
     """
 
-    target_codes: Callable[[np.ndarray], TargetCodes]
+    target_codes: Callable[[np.ndarray, bool], TargetCodes]
     identity: dict[str, Any]
 
 
@@ -189,7 +190,7 @@ def anchor_target_codes(
 def _learned_target_codes(known: AttackerKnowledge, *, targeted: bool, learned: str) -> TargetCodes:
     if learned not in known.learned:
         raise ValueError(f"no network {learned!r} was trained for it; got {[*known.learned]}")
-    return known.learned[learned].target_codes(known.labels_for(True))
+    return known.learned[learned].target_codes(known.labels_for(targeted), targeted)
 
 
 def no_target_codes(known: AttackerKnowledge, *, targeted: bool) -> TargetCodes:
@@ -241,6 +242,23 @@ def aim_of_search(
 def _average_precision(shared: Any, relevant: Array) -> attacks.AveragePrecision:
     ranking, sign = shared
     return attacks.AveragePrecision(ranking, relevant, sign)
+
+
+def _search_on_surrogate(
+    encode_fn: hamming.EncodeFn,
+    variables: Any,
+    images: Array,
+    aim: attacks.Aim,
+    rng: Array,
+    *,
+    surrogate_fn: hamming.EncodeFn,
+    surrogate: Any,
+    **arguments: Any,
+) -> Array:
+    """Searches on another model, which `judging.surrogate` gives, for images to be judged here."""
+    return attacks.auto_pgd_search(
+        surrogate_fn, surrogate, images, aim, rng, flips=True, **arguments
+    ).images
 
 
 def images_of_folder(known: AttackerKnowledge, *, targeted: bool, folder: str) -> TargetCodes:
@@ -401,6 +419,9 @@ ATTACKS: options.Choices[Attack] = options.Choices(
             _ONLY_TARGETED,
             needs_epsilon=False,
             passes=lambda given: (0, 0),
+        ),
+        "surrogate": Attack(
+            _search_on_surrogate, _learned("surrogate"), options={"num_steps": ...}
         ),
         "images": Attack(
             _given_images,

@@ -56,6 +56,11 @@ class Suite:
         members = {name: member.asdict() for name, member in self.members.items()}
         return {**self.settings, "members": members}
 
+    def joined_by(self, name: str, **given: Any) -> "Suite":
+        """With one more member, if it has none of the name; options as of `AttackSettings`."""
+        member = AttackSettings.create(targeted=self.targeted, epsilon=self.epsilon, **given)
+        return dataclasses.replace(self, members={name: member, **self.members})
+
     @property
     def passes(self) -> tuple[int, int]:
         """How often the network is run forward and backward for an image."""

@@ -28,6 +28,7 @@ Every setting is checked before any work is done:
     ValueError: the config lacks 'precision'; it has the fields [...]
 """
 
+from saat_jax.pipeline.audits import load_encoder
 from saat_jax.pipeline.codes import encode, search
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config, load_data
@@ -48,6 +49,7 @@ __all__ = [
     "judge",
     "learn_attacks",
     "load_data",
+    "load_encoder",
     "locked",
     "run",
     "search",

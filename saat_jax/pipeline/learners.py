@@ -39,7 +39,7 @@ def learn_attacks(
     Returns:
         The target codes by name, for `evaluation.evaluate`.
     """
-    learners = {"tha": _learn_tha, "prosgan": _learn_prosgan}
+    learners = {"tha": _learn_tha, "prosgan": _learn_prosgan, "surrogate": _surrogate}
     wanted = {attack.learned: attack.attack for attack in evaluation.all_members(suite)}
     return {
         section: learners[attack](run, name, model, section)
@@ -119,7 +119,7 @@ def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
 def _learn_tha(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
     net, params, identity = _learn_prototypes(run, name, model, section, "tha")
 
-    def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
+    def target_codes(labels: np.ndarray, targeted: bool) -> evaluation.TargetCodes:
         codes = np.asarray(prototypes.prototype_codes(net, params, labels))
         return evaluation.TargetCodes(codes, codes)
 
@@ -256,7 +256,7 @@ def _learn_prosgan(run: Run, name: str, model: TrainedModel, section: str) -> ev
     )
     params = jax.device_put(_trained(folder).state["params"]["generator"])
 
-    def target_codes(labels: np.ndarray) -> evaluation.TargetCodes:
+    def target_codes(labels: np.ndarray, targeted: bool) -> evaluation.TargetCodes:
         return evaluation.TargetCodes(
             *prototype_net.semantics_and_codes(labels),
             {"generator_params": params},
@@ -264,3 +264,17 @@ def _learn_prosgan(run: Run, name: str, model: TrainedModel, section: str) -> ev
         )
 
     return evaluation.Learned(target_codes, identity)
+
+
+def _surrogate(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
+    """The network before it was hardened; trained already."""
+    pretrained = run.load_model("pretrained")
+    return evaluation.surrogate(
+        pretrained.encode_fn,
+        pretrained.variables,
+        run.data,
+        run.targets_of(run.suite),
+        identity=pretrained.identity,
+        protocol=run.protocol,
+        batch_size=run.config["evaluation"]["batch_size"],
+    )

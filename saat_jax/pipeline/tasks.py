@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from saat_jax import datasets, defenses, evaluation, parallel, reports, training
-from saat_jax.pipeline import codes, stages
+from saat_jax.pipeline import audits, codes, stages
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.runs import Run
@@ -19,6 +19,9 @@ def judge(
 ) -> None:
     """Judges one model without an attack and under every attack of the run, or some of them."""
     suite = {k: v for k, v in run.suite.items() if attacks is None or k in attacks}
+    if name in run.config["defenses"]:
+        # What misled a gradient may not mislead that of the network before it was hardened.
+        suite = {k: _with_surrogate(attack) for k, attack in suite.items()}
     model = run.load_model(name)
     run.accept()
     evaluation.evaluate(
@@ -36,6 +39,12 @@ def judge(
         save_images=save_images,
         progress=True,
     )
+
+
+def _with_surrogate(attack: evaluation.AnyAttack) -> evaluation.AnyAttack:
+    if not isinstance(attack, evaluation.Suite):
+        return attack
+    return attack.joined_by("surrogate", attack="surrogate", num_steps=100)
 
 
 def show_report(workdir: pathlib.Path) -> None:
@@ -165,7 +174,7 @@ _PARTS: dict[str, tuple[Part, ...]] = {
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task, one of `validation.TASKS`.
+    """Runs the config's task, one of `validation.TASKS`, or "audit" (see `audits.FIELDS`).
 
     What is finished in the folder is not done again, what was stopped goes on.
 
@@ -184,6 +193,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> None:
     if hasattr(config, "get") and config.get("task") == "report":
         # Needs no data, and no lock.
         show_report(folder)
+        return
+    if hasattr(config, "get") and config.get("task") == "audit":
+        with locked(folder):
+            audits.audit(config, folder)
         return
     with locked(folder):
         made = Run(config, folder)

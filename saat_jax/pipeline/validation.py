@@ -62,7 +62,7 @@ def _steps(place: str, value: Any) -> None:
         )
 
 
-def _epsilons(place: str, value: Any) -> None:
+def check_epsilons(place: str, value: Any) -> None:
     """Radii of balls, from small to large."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
@@ -75,7 +75,7 @@ def _epsilons(place: str, value: Any) -> None:
         raise ValueError(f"{place} must rise from each radius to the next, got {[*value]}")
 
 
-def _precision(place: str, value: Any) -> None:
+def check_precision(place: str, value: Any) -> None:
     """One of JAX's names."""
     try:
         with jax.default_matmul_precision(value):
@@ -170,7 +170,7 @@ def _attack(place: str, value: Any) -> None:
 FIELDS: dict[str, Any] = {
     "task": TASKS,
     "seed": options.number,
-    "precision": _precision,
+    "precision": check_precision,
     "donate?": bool,
     "mapping?": parallel.MAPPINGS,
     "profile?": _steps,
@@ -211,7 +211,7 @@ FIELDS: dict[str, Any] = {
         "protocol": _PROTOCOL,
         "num_examples": options.number,
         "attack_suite?": ATTACK_SUITES,
-        "epsilons?": _epsilons,
+        "epsilons?": check_epsilons,
     },
     "encode?": {"model": str, "images": str},
     "search?": {"model": str, "queries": str, "codes": str, "num_results": options.number},

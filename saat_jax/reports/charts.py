@@ -35,7 +35,7 @@ _GREY = "#858b93"
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart."""
+    """One line of a chart; `band` has the lower and the upper ends of its intervals."""
 
     label: str
     x: Sequence[float]
@@ -43,6 +43,7 @@ class Line:
     color: str
     dash: str
     mark: str = ""
+    band: tuple[Sequence[float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,8 @@ def plot(canvas: Any, chart: Chart, *, ink: str, left: float = 0, bottom: float 
             # Between dollars, Matplotlib reads formulas.
             label=options.shortened(line.label).replace("$", r"\$"),
         )
+        if line.band:
+            axes.fill_between(line.x, *line.band, color=line.color, alpha=0.15, linewidth=0)
     if chart.is_fraction:
         axes.set_ylim(0, 1.03)
     axes.set_yscale(chart.y_scale)

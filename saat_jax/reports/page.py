@@ -87,11 +87,16 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     return _write(load_run(workdir), pathlib.Path(workdir))
 
 
-def _write(run: RunFiles, workdir: pathlib.Path) -> pathlib.Path:
+def check_packages() -> None:
+    """Raises ModuleNotFoundError unless all that a page takes is installed."""
     absent = [package for name, package in _PACKAGES.items() if not importlib.util.find_spec(name)]
     if absent:
         packages = " ".join(absent)
         raise ModuleNotFoundError(f"no page without {packages}: pip install {packages}")
+
+
+def _write(run: RunFiles, workdir: pathlib.Path) -> pathlib.Path:
+    check_packages()
     drawings = []
     for chart in charts.make_charts(run):
         images = {theme: charts.draw(chart, theme=theme) for theme in charts.THEMES}

@@ -30,19 +30,33 @@ from saat_jax.retrieval.metrics import (
     precision_recall_curve,
     weighted_map_at_k,
 )
+from saat_jax.retrieval.points import (
+    KINDS,
+    OperatingPoint,
+    Rate,
+    choose_point,
+    false_match_rate,
+    point_of,
+)
 
 __all__ = [
+    "KINDS",
     "MAX_WORKING_BYTES",
     "NORMALIZERS",
     "TIES",
+    "OperatingPoint",
+    "Rate",
     "average_precision",
+    "choose_point",
     "distance_histograms",
     "expected_average_precision",
     "expected_precision_at_n",
     "expected_precision_recall_curve",
+    "false_match_rate",
     "graded_scores",
     "map_at_k",
     "ndcg_at_k",
+    "point_of",
     "precision_at_n",
     "precision_recall_curve",
     "weighted_map_at_k",

@@ -1,0 +1,54 @@
+r"""How easily a matcher is evaded, and made to collide, at its operating point.
+
+    saat-jax audit --config audit:pdq --workdir runs/audit
+    saat-jax audit --config audit:phash --config.images=FOLDER
+    saat-jax audit --config audit:encoder --config.encoder=mine.py:make --config.images=FOLDER
+    saat-jax audit --config audit:run --config.encoder=runs/demo:hardened --config.images=FOLDER
+
+No labels: images, an encoder and a threshold. Without a folder of one's own it takes 13 photos of
+scikit-image. Variants: the perceptual hashes pdq, phash, dhash and ahash at the thresholds that
+their makers name, or that are usual; "encoder" is a file's function that gives a PyTorch module, a
+JAX function or an encoder, or an ONNX file; "run" a model that this library has trained. The last
+two choose the radius by the false-match rate.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+VARIANTS = ("pdq", "phash", "dhash", "ahash", "encoder", "run")
+# PDQ's is from its documentation; the others, of 64 bits, are what is usual.
+_RADII = {"pdq": 31, "phash": 10, "dhash": 10, "ahash": 5}
+
+
+def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
+    """Returns the configuration; `variant` is one of `VARIANTS`."""
+    common.check_variant("audit", variant, VARIANTS)
+    config = ml_collections.ConfigDict()
+    config.task = "audit"
+    # Of the starts, and of which image is to be taken for which.
+    config.seed = 0
+    config.precision = "highest"
+    # A perceptual hash, WORKDIR:MODEL, FILE.py:FUNCTION or FILE.onnx.
+    config.encoder = variant if variant in _RADII else ""
+    # Folder of images, all different; empty for scikit-image's.
+    config.images = ""
+    # Folder of what collisions are to be with; empty for the images themselves.
+    config.listed = ""
+    # At most so many images are attacked; None for all.
+    config.limit = config_dict.placeholder(int)
+    config.point = dict(
+        # radius (bits that may differ), cosine or top_k.
+        kind="radius",
+        value=config_dict.placeholder(float) if variant not in _RADII else _RADII[variant],
+        # Instead of a value: the loosest at which so few pairs of different images match.
+        false_match_rate=config_dict.placeholder(float),
+    )
+    if variant not in _RADII:
+        config.point.false_match_rate = 0.01
+    # Radii of the ball, from small to large.
+    config.epsilons = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    # Images of one size that are attacked together.
+    config.batch_size = 16
+    return config

@@ -1,0 +1,167 @@
+"""Photos without labels, at their own sizes: a folder's, or those that scikit-image ships."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from saat_jax import options
+from saat_jax.datasets import lazy
+from saat_jax.datasets.images import decode_image, open_image, reason
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+# Those that come within scikit-image itself, in colour or grey, of at most a megapixel.
+_BUNDLED = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png",
+    "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png",
+    "motorcycle_left.png", "rocket.jpg",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photos:
+    """Images of any sizes, by name.
+
+    Attributes:
+        names: unique, usable as file names but for folders in them.
+        images: each `[height, width, 3]` uint8.
+    """
+
+    names: tuple[str, ...]
+    images: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def fingerprint(self) -> str:
+        """Digest of names, sizes and pixels."""
+        digest = hashlib.sha256()
+        for name, image in zip(self.names, self.images, strict=True):
+            digest.update(f"{name} {image.shape}".encode() + image.tobytes())
+        return digest.hexdigest()
+
+    def fitted(self, image_size: tuple[int, int] | None) -> "Photos":
+        """Squeezed to `(height, width)`, unless that is None or they have it."""
+        if image_size is None:
+            return self
+        pillow = lazy.require("PIL.Image")
+        bilinear = pillow.Resampling.BILINEAR
+        images = [
+            image
+            if image.shape[:2] == image_size
+            else np.asarray(pillow.fromarray(image).resize(image_size[::-1], bilinear))
+            for image in self.images
+        ]
+        return Photos(self.names, tuple(images))
+
+
+def load_photos(
+    source: str | os.PathLike[str] | Sequence[np.ndarray] | Photos, *, limit: int | None = None
+) -> Photos:
+    """Loads images at their own sizes.
+
+    Args:
+        source: a folder, searched to its depth for JPEG, PNG, WebP and GIF files; or "" for the
+            13 photos of scikit-image; or arrays `[height, width, 3]` of uint8.
+        limit: at most so many, evenly spaced.
+
+    Raises:
+        ModuleNotFoundError: if scikit-image's are wanted, and it is not installed.
+        ValueError: if there is no image, or files cannot be read: all of them are named.
+
+    Example:
+        >>> photos = load_photos([np.zeros((4, 6, 3), np.uint8)])
+        >>> photos.names, photos.images[0].shape
+        (('0',), (4, 6, 3))
+    """
+    options.check_numbers(num_photos=limit)
+    if isinstance(source, Photos):
+        return _some(source.names, list(source.images), limit)
+    if source is None or not isinstance(source, str | os.PathLike):
+        given = [_checked(image) for image in source or ()]
+        return _some([str(row) for row in range(len(given))], given, limit)
+    if source == "":
+        folder = pathlib.Path(lazy.require("skimage").__file__).parent / "data"
+        paths = [folder / name for name in _BUNDLED]
+    else:
+        folder = pathlib.Path(source)
+        if not folder.is_dir():
+            raise ValueError(f"expected a folder of images, got {str(folder)!r}, which is none")
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+        paths = sorted(path for path in found if not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} holds no image that ends in one of {', '.join(_ENDINGS)}")
+    paths = [paths[row] for row in _rows(len(paths), limit)]
+    images, faults = [], []
+    for path in paths:
+        try:
+            images.append(np.asarray(open_image(str(path), exif=True)))
+        except (OSError, ValueError) as error:
+            faults.append(f"{path.relative_to(folder)}: {reason(error)}")
+    if faults:
+        told = "\n".join(faults[:20]) + f"\nand {len(faults) - 20} more" * (len(faults) > 20)
+        raise ValueError(
+            f"{len(faults)} of {len(paths)} images in {folder} cannot be read; mend or remove "
+            f"them:\n{told}"
+        )
+    return Photos(tuple(str(path.relative_to(folder)) for path in paths), tuple(images))
+
+
+def as_file(image: np.ndarray, kind: str, quality: int | None = None) -> np.ndarray:
+    """What is left of an image that was saved and read again.
+
+    Args:
+        image: `[height, width, 3]` uint8.
+        kind: "png" or "jpeg".
+        quality: of JPEG.
+    """
+    buffer = io.BytesIO()
+    given = {} if quality is None else {"quality": quality}
+    lazy.require("PIL.Image").fromarray(image).save(buffer, format=kind, **given)
+    return np.asarray(decode_image(buffer.getvalue()))
+
+
+def edited(image: np.ndarray) -> dict[str, np.ndarray]:
+    """What happens to images without an attacker, by name. Each uint8, not all of the same size.
+
+    Args:
+        image: `[height, width, 3]` uint8.
+    """
+    pillow = lazy.require("PIL.Image")
+    height, width = image.shape[:2]
+    margin_y, margin_x = height // 40, width // 40
+    half = pillow.fromarray(image).resize((max(width // 2, 1), max(height // 2, 1)))
+    brighter = np.clip(np.round(1.1 * image.astype(np.float32)), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(-8, 9, image.shape)
+    return {
+        "JPEG 95": as_file(image, "jpeg", 95),
+        "JPEG 75": as_file(image, "jpeg", 75),
+        "half size": np.asarray(half),
+        "crop 5 %": image[margin_y : height - margin_y, margin_x : width - margin_x],
+        "10 % brighter": brighter,
+        "noise 8/255": np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8),
+    }
+
+
+def _some(names: Sequence[str], images: list[np.ndarray], limit: int | None) -> Photos:
+    if not images:
+        raise ValueError("expected at least one image, got none")
+    rows = _rows(len(images), limit)
+    return Photos(tuple(names[row] for row in rows), tuple(images[row] for row in rows))
+
+
+def _rows(size: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= size:
+        return list(range(size))
+    return np.linspace(0, size - 1, limit).astype(int).tolist()
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
+        raise ValueError(f"an image must be uint8 [height, width, 3], got {got}")
+    return image

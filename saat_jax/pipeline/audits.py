@@ -1,0 +1,144 @@
+"""Encoders from wherever they are, and the task that audits one."""
+
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from saat_jax import encoders, evaluation, files, options, reports, retrieval
+from saat_jax.encoders import Encoder
+from saat_jax.pipeline.parts import Config
+from saat_jax.pipeline.runs import Run
+from saat_jax.pipeline.validation import check_epsilons, check_precision
+from saat_jax.pipeline.workdir import store_config
+
+FIELDS: dict[str, Any] = {
+    "task": options.Choices("task", {"audit": None}),
+    "seed": options.number,
+    "precision": check_precision,
+    "encoder": str,
+    "images": str,
+    "listed": str,
+    "limit": options.anything,
+    "point": {
+        "kind": retrieval.KINDS,
+        "value": options.anything,
+        "false_match_rate": options.anything,
+    },
+    "epsilons": check_epsilons,
+    "batch_size": options.number,
+}
+
+
+def load_encoder(source: Any, **given: Any) -> Encoder:
+    """Makes an encoder of whatever turns images into codes.
+
+    Args:
+        source: a perceptual hash by name ("pdq", "phash", "dhash", "ahash"); a model of a run,
+            "WORKDIR:MODEL"; an ONNX file; a function of a Python file, "FILE.py:NAME", which is
+            called and gives any of these; a PyTorch module; a Flax network, with `variables` and
+            `image_size`; or a traceable function of images, with `image_size`. For a function
+            that JAX cannot trace see `encoders.from_function`.
+        **given: what the constructor takes: `encoders.from_onnx`, `from_torch`, `from_network`,
+            `from_jax`.
+
+    Raises:
+        ValueError: if it is none of these.
+
+    Example:
+        >>> load_encoder(lambda x: x.mean(axis=(1, 3)) - 0.5, image_size=(16, 8)).num_bits
+        8
+    """
+    if isinstance(source, Encoder):
+        return source
+    if isinstance(source, str | pathlib.Path):
+        return _from_text(str(source), given)
+    if isinstance(source, nn.Module):
+        return encoders.from_network(source, **given)
+    if hasattr(source, "state_dict"):
+        return encoders.from_torch(source, **given)
+    if callable(source):
+        return encoders.from_jax(source, **given)
+    raise ValueError(
+        "an encoder must be a name, a file, a model of a run, a network or a function, got "
+        f"{type(source).__name__}"
+    )
+
+
+def _from_text(source: str, given: Mapping[str, Any]) -> Encoder:
+    place, _, name = source.rpartition(":")
+    if source in encoders.PERCEPTUAL_HASHES:
+        return encoders.PERCEPTUAL_HASHES[source](**given)
+    if source.endswith(".onnx"):
+        return encoders.from_onnx(source, **given)
+    if place.endswith(".py"):
+        return load_encoder(_function_of(pathlib.Path(place), name)(), **given)
+    if place and (pathlib.Path(place) / "config.json").is_file():
+        return _of_run(pathlib.Path(place), name)
+    raise ValueError(
+        f"encoder {options.shortened(source)!r} is none of {[*encoders.PERCEPTUAL_HASHES]}, and no "
+        "FILE.onnx, FILE.py:FUNCTION or WORKDIR:MODEL that is there"
+    )
+
+
+def _function_of(path: pathlib.Path, name: str) -> Any:
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r} to take the function {name!r} from")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{path} has no function {name!r}; it gives the encoder, or its network")
+    return function
+
+
+def _of_run(workdir: pathlib.Path, name: str) -> Encoder:
+    """A model of a run, on images of the run's size."""
+    config = files.read_json(
+        workdir / "config.json", cure="run any task there: it is written again"
+    )
+    with options.naming(str(workdir / "config.json")):
+        run = Run(config, workdir, guest=True)
+    model = run.load_model(name)
+    size = run.data.image_size
+    return encoders.from_encode_fn(
+        model.encode_fn, model.variables, image_size=(size, size), name=f"{workdir.name}:{name}"
+    )
+
+
+def audit(config: Config, workdir: pathlib.Path) -> None:
+    """Audits the config's encoder, writes the page, and prints the table.
+
+    Raises:
+        ValueError: if a field of the config is wrong, or what it names is not there.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    options.check_tree("", config, FIELDS, whole="the config")
+    options.check_numbers(seed=config["seed"], batch_size=config["batch_size"])
+    point = config["point"]
+    rate = point["false_match_rate"]
+    given = {"false_match_rate": rate, "kind": point["kind"]}
+    if rate is None:
+        given = retrieval.OperatingPoint.create(**{point["kind"]: point["value"]}).asdict()
+    encoder = load_encoder(config["encoder"])
+    store_config(workdir, config)
+    print(f"running on {jax.devices()[0].device_kind}: audit {encoder.name}", flush=True)
+    with jax.default_matmul_precision(config["precision"]):
+        evaluation.audit(
+            encoder,
+            config["images"],
+            given,
+            config["listed"] or None,
+            folder=workdir,
+            epsilons=config["epsilons"],
+            limit=config["limit"],
+            seed=config["seed"],
+            batch_size=config["batch_size"],
+            progress=True,
+        )
+    reports.show_audit(workdir)
