@@ -4,17 +4,22 @@ An `Encoder` has codes of images, differentiable soft outputs where there are an
 whose word counts. Knows nothing of attacks, labels or points.
 """
 
-from saat_jax.encoders.encoder import Encoder, Parity, by_shape, parity
+from saat_jax.encoders.encoder import Encoder, Parity, by_shape, check_photos, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
+from saat_jax.encoders.perceptual import PERCEPTUAL_HASHES, ahash, dhash, pdq, phash
 
 __all__ = [
+    "PERCEPTUAL_HASHES",
     "Encoder",
     "Parity",
+    "ahash",
     "by_shape",
+    "check_photos",
+    "dhash",
     "from_encode_fn",
     "from_jax",
     "from_network",
     "parity",
+    "pdq",
+    "phash",
 ]
-
-PERCEPTUAL_HASHES: dict = {}

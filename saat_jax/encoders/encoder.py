@@ -47,6 +47,27 @@ class Encoder:
     differentiable: bool = True
 
 
+def check_photos(
+    images: Sequence[np.ndarray], *, image_size: tuple[int, int] | None = None
+) -> None:
+    """Refuses what is no list of `[height, width, 3]` uint8 images, of one size if it is given.
+
+    Raises:
+        ValueError: saying what an image is, and what it should be.
+    """
+    if not len(images):
+        raise ValueError("expected at least one image, got none")
+    for image in images:
+        shape = np.shape(image)
+        wanted = (*(image_size or shape[:2]), 3)
+        if getattr(image, "dtype", None) != np.uint8 or shape != wanted or 0 in shape:
+            expected = ", ".join(map(str, wanted if image_size else ("height", "width", 3)))
+            raise ValueError(
+                f"an image must be uint8 [{expected}], got "
+                f"{getattr(image, 'dtype', type(image).__name__)} {list(shape)}"
+            )
+
+
 def by_shape(
     images: Sequence[np.ndarray],
     outputs_fn: Callable[[np.ndarray], Any],
@@ -66,15 +87,8 @@ def by_shape(
     Raises:
         ValueError: if an image is of another size, or no image, or an output is no number.
     """
-    shapes = [np.shape(image) for image in images]
-    for image, shape in zip(images, shapes, strict=True):
-        wanted = (*(image_size or shape[:2]), 3)
-        if getattr(image, "dtype", None) != np.uint8 or shape != wanted or 0 in shape:
-            expected = ", ".join(map(str, wanted if image_size else ("height", "width", 3)))
-            raise ValueError(
-                f"an image must be uint8 [{expected}], got "
-                f"{getattr(image, 'dtype', type(image).__name__)} {list(shape)}"
-            )
+    check_photos(images, image_size=image_size)
+    shapes = [image.shape for image in images]
     found: dict[int, np.ndarray] = {}
     for shape in dict.fromkeys(shapes):
         rows = [row for row, other in enumerate(shapes) if other == shape]
@@ -123,7 +137,7 @@ def parity(encoder: Encoder, images: Sequence[np.ndarray]) -> Parity:
     attacked = by_shape(images, lambda batch: encode_fn(encoder.variables, batch, alpha))
     differ = (own >= 0) != (attacked >= 0)
     only_bits = bool(np.all(np.abs(own) == 1))
-    outputs = np.arctanh(attacked.astype(np.float64)) / alpha
+    outputs = np.arctanh(np.clip(attacked.astype(np.float64), -1 + 1e-12, 1 - 1e-12)) / alpha
     return Parity(
         num_images=len(images),
         num_bits=differ.size,

@@ -10,7 +10,7 @@ from saat_jax.evaluation.methods import AttackSettings
 # The name that `create_attack` knows beside those of ATTACKS.
 STANDARD = "standard"
 _VERSIONS = (1,)
-_NUM_STEPS = 100
+_NUM_STEPS, _MANY_STEPS = 100, 300
 _NUM_QUERIES = 1000
 
 # Members by name: how often each is started, the attack and its options. docs/suite.md tells how
@@ -18,17 +18,21 @@ _NUM_QUERIES = 1000
 _SEARCH = {"attack": "auto_pgd", "num_steps": _NUM_STEPS}
 _PRESETS: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {
     "cheap": {
-        "flips": (2, {**_SEARCH, "aim": "votes", "flips": True}),
-        "soft_gain": (1, {**_SEARCH, "loss": "soft_gain"}),
-        "sharp_gain": (1, {**_SEARCH, "loss": "sharp_gain"}),
+        "flips": (1, {**_SEARCH, "aim": "votes", "flips": True}),
+        "consensus_flips": (1, {**_SEARCH, "aim": "consensus", "flips": True}),
+        "sharp_gain": (2, {**_SEARCH, "loss": "sharp_gain"}),
     },
     "full": {
-        "flips": (3, {**_SEARCH, "aim": "votes", "flips": True}),
-        "mainstay_flips": (1, {**_SEARCH, "aim": "mainstay", "flips": True}),
-        "own_flips": (1, {**_SEARCH, "aim": "own", "flips": True}),
-        "soft_gain": (3, {**_SEARCH, "loss": "soft_gain"}),
+        "flips": (4, {**_SEARCH, "aim": "votes", "flips": True}),
+        # From a start that none of the others has.
+        "flips_long": (
+            1,
+            {**_SEARCH, "aim": "votes", "flips": True, "num_steps": _MANY_STEPS, "restart": 9},
+        ),
+        "soft_gain": (1, {**_SEARCH, "loss": "soft_gain"}),
         "sharp_gain": (2, {**_SEARCH, "loss": "sharp_gain"}),
         "votes": (1, {**_SEARCH, "aim": "votes"}),
+        "mainstay": (1, {**_SEARCH, "aim": "mainstay"}),
         "square": (1, {"attack": "square", "num_queries": _NUM_QUERIES, "aim": "votes"}),
     },
 }
@@ -102,18 +106,16 @@ def standard_suite(
     Example:
         >>> suite = standard_suite(epsilon=8 / 255, preset="cheap")
         >>> list(suite.members)
-        ['flips_1', 'flips_2', 'soft_gain', 'sharp_gain']
+        ['flips', 'consensus_flips', 'sharp_gain_1', 'sharp_gain_2']
     """
     options.check_numbers(epsilon=epsilon)
     if version not in _VERSIONS:
         raise ValueError(f"unknown version {version!r} of the suite; expected one of {_VERSIONS}")
     members = {}
     for name, (starts, given) in PRESETS[preset].items():
-        if targeted and given.get("aim") == "own":
-            continue
         for restart in range(starts):
             members[f"{name}_{restart + 1}" if starts > 1 else name] = AttackSettings.create(
-                targeted=targeted, epsilon=epsilon, **given, restart=restart
+                targeted=targeted, epsilon=epsilon, **{"restart": restart, **given}
             )
     for name, attack in (extra or {}).items():
         options.check_name("attack", name)
