@@ -38,6 +38,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.listed = ""
     # At most so many images are attacked; None for all.
     config.limit = config_dict.placeholder(int)
+    # Larger images are brought down to such a long side, in pixels; None leaves them as they are.
+    config.longest = config_dict.FieldReference(320, int)
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",

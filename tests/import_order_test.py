@@ -24,7 +24,7 @@ LIBRARY = (
         "perturbation",
     ),
     ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
-    ("generative", "prototypes"),
+    ("encoders", "generative", "prototypes"),
     ("defenses",),
     ("evaluation", "training"),
     ("pipeline",),
@@ -42,7 +42,7 @@ FLOOR = (
 LAUNCH = (("settings", "terminal"), ("main", "prepare"), ("reproduce",), ("command",))
 CONFIGS = (
     ("common",),
-    ("demo", "lists"),
+    ("audit", "demo", "lists"),
     ("attacks", "tfds"),
     ("defenses", "train_hash"),
     ("reproduce",),
@@ -63,6 +63,11 @@ LAZY = {
     "PIL",
     "torch",
     "safetensors",
+    "onnx",
+    "onnxruntime",
+    "pdqhash",
+    "imagehash",
+    "skimage",
 }
 FILES = sorted(path for name in GROUPS for path in (CHECKOUT / name).rglob("*.py"))
 LIBRARY_FILES = [path for path in FILES if path.is_relative_to(ROOT)]

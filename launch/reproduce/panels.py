@@ -134,7 +134,7 @@ def make_blocks(drawing: Drawing) -> list[Block]:
     return blocks
 
 
-def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, str]]) -> list[Block]:
+def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, Any]]) -> list[Block]:
     x, y = _CURVES[panel.curve]
     records = {label: load_record(p) for label, p in panel.records.items() if p.exists()}
     targeted = any(record["targeted"] for record in records.values())
@@ -149,7 +149,7 @@ def _curves(panel: CurvePanel, looks: Mapping[str, dict[str, str]]) -> list[Bloc
     return [charts.Chart("", "", panel.title, x_label, y, lines, True)] if lines else []
 
 
-def _sweeps(panel: SweepPanel, looks: Mapping[str, dict[str, str]]) -> list[Block]:
+def _sweeps(panel: SweepPanel, looks: Mapping[str, dict[str, Any]]) -> list[Block]:
     lines_of: dict[str, list[charts.Line]] = {}
     for label, points in panel.lines.items():
         for quantity in dict.fromkeys(quantity for *_, quantity in points):

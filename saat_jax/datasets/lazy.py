@@ -8,6 +8,7 @@ from types import ModuleType
 # What brings a module, where it is called otherwise; TFDS does not bring TensorFlow itself.
 _PACKAGES = {
     "PIL": "pillow",
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow tensorflow-datasets",
     "tensorflow_datasets": "tensorflow tensorflow-datasets",

@@ -60,14 +60,14 @@ class Photos:
 
 
 def load_photos(
-    source: str | os.PathLike[str] | Sequence[np.ndarray] | Photos, *, limit: int | None = None
+    source: str | os.PathLike[str] | Sequence[np.ndarray] | Photos, *, longest: int | None = None
 ) -> Photos:
     """Loads images at their own sizes.
 
     Args:
         source: a folder, searched to its depth for JPEG, PNG, WebP and GIF files; or "" for the
             13 photos of scikit-image; or arrays `[height, width, 3]` of uint8.
-        limit: at most so many, evenly spaced.
+        longest: larger images are brought down to such a long side, in pixels.
 
     Raises:
         ModuleNotFoundError: if scikit-image's are wanted, and it is not installed.
@@ -78,14 +78,32 @@ def load_photos(
         >>> photos.names, photos.images[0].shape
         (('0',), (4, 6, 3))
     """
-    options.check_numbers(num_photos=limit)
+    options.check_numbers(image_size=longest)
     if isinstance(source, Photos):
-        return _some(source.names, list(source.images), limit)
-    if source is None or not isinstance(source, str | os.PathLike):
-        given = [_checked(image) for image in source or ()]
-        return _some([str(row) for row in range(len(given))], given, limit)
+        names, images = source.names, source.images
+    elif isinstance(source, str | os.PathLike):
+        names, images = _read(source)
+    else:
+        names, images = _numbered(source)
+    return Photos(names, tuple(_shrunk(image, longest) for image in images))
+
+
+def _numbered(given: Sequence[np.ndarray]) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
+    if not len(given):
+        raise ValueError("expected at least one image, got none")
+    for image in given:
+        if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            got = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
+            raise ValueError(f"an image must be uint8 [height, width, 3], got {got}")
+    return tuple(str(row) for row in range(len(given))), tuple(given)
+
+
+def _read(
+    source: str | os.PathLike[str],
+) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
+    """Names within the folder, and pixels; ValueError names all files that cannot be read."""
     if source == "":
-        folder = pathlib.Path(lazy.require("skimage").__file__).parent / "data"
+        folder = pathlib.Path(str(lazy.require("skimage").__file__)).parent / "data"
         paths = [folder / name for name in _BUNDLED]
     else:
         folder = pathlib.Path(source)
@@ -95,7 +113,6 @@ def load_photos(
         paths = sorted(path for path in found if not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{folder} holds no image that ends in one of {', '.join(_ENDINGS)}")
-    paths = [paths[row] for row in _rows(len(paths), limit)]
     images, faults = [], []
     for path in paths:
         try:
@@ -108,7 +125,15 @@ def load_photos(
             f"{len(faults)} of {len(paths)} images in {folder} cannot be read; mend or remove "
             f"them:\n{told}"
         )
-    return Photos(tuple(str(path.relative_to(folder)) for path in paths), tuple(images))
+    return tuple(str(path.relative_to(folder)) for path in paths), tuple(images)
+
+
+def _shrunk(image: np.ndarray, longest: int | None) -> np.ndarray:
+    if longest is None or max(image.shape) <= longest:
+        return image
+    canvas = lazy.require("PIL.Image").fromarray(image)
+    canvas.thumbnail((longest, longest))
+    return np.asarray(canvas)
 
 
 def as_file(image: np.ndarray, kind: str, quality: int | None = None) -> np.ndarray:
@@ -145,23 +170,3 @@ def edited(image: np.ndarray) -> dict[str, np.ndarray]:
         "10 % brighter": brighter,
         "noise 8/255": np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8),
     }
-
-
-def _some(names: Sequence[str], images: list[np.ndarray], limit: int | None) -> Photos:
-    if not images:
-        raise ValueError("expected at least one image, got none")
-    rows = _rows(len(images), limit)
-    return Photos(tuple(names[row] for row in rows), tuple(images[row] for row in rows))
-
-
-def _rows(size: int, limit: int | None) -> list[int]:
-    if limit is None or limit >= size:
-        return list(range(size))
-    return np.linspace(0, size - 1, limit).astype(int).tolist()
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        got = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
-        raise ValueError(f"an image must be uint8 [height, width, 3], got {got}")
-    return image

@@ -4,12 +4,17 @@ An `Encoder` has codes of images, differentiable soft outputs where there are an
 whose word counts. Knows nothing of attacks, labels or points.
 """
 
+from saat_jax.encoders.callback import from_function, from_torch
 from saat_jax.encoders.encoder import Encoder, Parity, by_shape, check_photos, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
+from saat_jax.encoders.onnx_file import ROUNDINGS, from_onnx
+from saat_jax.encoders.onnx_operators import OPERATORS
 from saat_jax.encoders.perceptual import PERCEPTUAL_HASHES, ahash, dhash, pdq, phash
 
 __all__ = [
+    "OPERATORS",
     "PERCEPTUAL_HASHES",
+    "ROUNDINGS",
     "Encoder",
     "Parity",
     "ahash",
@@ -17,8 +22,11 @@ __all__ = [
     "check_photos",
     "dhash",
     "from_encode_fn",
+    "from_function",
     "from_jax",
     "from_network",
+    "from_onnx",
+    "from_torch",
     "parity",
     "pdq",
     "phash",

@@ -1,6 +1,7 @@
 """What every encoder is: images in, codes out."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,22 @@ class Encoder:
     fingerprint: str
     image_size: tuple[int, int] | None = None
     differentiable: bool = True
+
+
+def require(module: str, extra: str) -> Any:
+    """Imports an optional module, or says how to install it.
+
+    Raises:
+        ModuleNotFoundError: naming the extra of this package that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this encoder needs {error.name}, which is not installed; install it with: "
+            f'pip install "saat-jax[{extra}]"',
+            name=error.name,
+        ) from error
 
 
 def check_photos(

@@ -6,7 +6,6 @@ with the gradient of what is not rounded.
 
 import functools
 import hashlib
-import importlib
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import options
-from saat_jax.encoders.encoder import Encoder, check_photos
+from saat_jax.encoders.encoder import Encoder, check_photos, require
 
 Array = jax.Array
 
@@ -46,7 +45,11 @@ def pdq() -> Encoder:
 
 
 def phash() -> Encoder:
-    """The cosine transform's 64 lowest coefficients above their median, as ImageHash's `phash`."""
+    """The cosine transform's 64 lowest coefficients above their median, as ImageHash's `phash`.
+
+    Where coefficients would be zero but for rounding, as of an image of one colour, the bits are
+    the rounding's, and differ from the library's; so are those of `pdq`.
+    """
     return _create("phash", _SIDE**2, _phash_outputs, _run_imagehash("phash"), "ImageHash")
 
 
@@ -88,19 +91,8 @@ def _create(
     )
 
 
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the hash is judged by {error.name}, which is not installed; install it with: "
-            'pip install "saat-jax[hashes]"',
-            name=error.name,
-        ) from error
-
-
 def _run_pdq(images: Sequence[np.ndarray]) -> np.ndarray:
-    library = _require("pdqhash")
+    library = require("pdqhash", "hashes")
     check_photos(images)
     bits = [library.compute(np.ascontiguousarray(image))[0] for image in images]
     return 2 * np.asarray(bits, np.float32) - 1
@@ -108,7 +100,7 @@ def _run_pdq(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def _run_imagehash(function: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     def run(images: Sequence[np.ndarray]) -> np.ndarray:
-        library, pillow = _require("imagehash"), _require("PIL.Image")
+        library, pillow = require("imagehash", "hashes"), require("PIL.Image", "hashes")
         check_photos(images)
         hashes = [getattr(library, function)(pillow.fromarray(image)) for image in images]
         return 2 * np.asarray([found.hash.ravel() for found in hashes], np.float32) - 1
@@ -201,7 +193,7 @@ def _pillow_resized(images: Array, height: int, width: int) -> Array:
     """
     levels = 255 * images
     whole = jnp.round(levels).astype(jnp.int32)
-    luma = sum(weight * whole[..., i] for i, weight in enumerate(_PILLOW_LUMA)) + (1 << 15) >> 16
+    luma = whole @ np.array(_PILLOW_LUMA, np.int32) + (1 << 15) >> 16
     smooth = jnp.einsum("bhwc,c->bhw", levels, _LUMA, precision=jax.lax.Precision.HIGHEST)
     for axis, size in ((2, width), (1, height)):
         if images.shape[axis] == size:

@@ -40,7 +40,6 @@ _MEMBERS: dict[str, dict[str, dict[str, Any]]] = {
     "codes": {
         "flight": {"loss": "weighted"},
         "soft": {"loss": "soft_gain"},
-        "cheapest": {"loss": "cheapest"},
         "nearest_bits": {"loss": "weighted"},
     },
     "cosine": {"cosine": {"loss": "plain_gain"}, "soft": {"loss": "soft_gain"}},
@@ -70,6 +69,7 @@ def audit(
     folder: str | os.PathLike[str],
     epsilons: Sequence[float] = EPSILONS,
     limit: int | None = None,
+    longest: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
@@ -88,6 +88,8 @@ def audit(
         epsilons: radii of the L-infinity ball in units of [0, 1]; 8-bit images know only whole
             grey levels, of which each is rounded down.
         limit: so many of the images are attacked, evenly spaced; None for all.
+        longest: larger images are brought down to such a long side first, in pixels; smaller ones
+            take less time, and are harder to fool.
         seed: of the starts, and of which image is to be taken for which.
         batch_size: images of one size that are attacked together.
         progress: whether to show a progress bar.
@@ -103,8 +105,10 @@ def audit(
     """
     options.check_numbers(epsilons=tuple(epsilons), seed=seed, batch_size=batch_size)
     levels = _levels(epsilons)
-    photos = load_photos(images).fitted(encoder.image_size)
-    others = None if listed is None else load_photos(listed).fitted(encoder.image_size)
+    photos = load_photos(images, longest=longest).fitted(encoder.image_size)
+    others: Photos | None = None
+    if listed is not None:
+        others = load_photos(listed, longest=longest).fitted(encoder.image_size)
     made_from = {
         "encoder": encoder.fingerprint,
         "images": photos.fingerprint(),
@@ -236,7 +240,7 @@ class _Audit:
                 for level in levels:
                     radii = np.full(len(task.rows), level / 255, np.float32)
                     parts = unfinished / task.name / str(level)
-                    best = self._attack(task, radii, parts, bar)
+                    best = self._attack(task, radii, parts, bar, last=level == levels[-1])
                     before = [*found[task.name].values()][-1:]
                     found[task.name][level] = _joined(best, *before)
         record["tasks"], smallest = {}, {}
@@ -268,7 +272,10 @@ class _Audit:
         files.write_arrays(place.arrays, arrays | self._kept())
         files.write_json(place.record, record)
         place.remove_unfinished()
-        return record
+        # As any later call finds it.
+        found = place.read()
+        assert found is not None
+        return found
 
     def _task(self, name: str) -> _Task:
         """Which listed image each is to leave, or to match."""
@@ -313,7 +320,9 @@ class _Audit:
         listed = jnp.asarray(self.listed_outputs[task.wanted])
         return np.asarray(self._criterion(task.sign, listed).gain(jnp.asarray(outputs)))
 
-    def _attack(self, task: _Task, radii: np.ndarray, parts: pathlib.Path, bar: Any) -> _Found:
+    def _attack(
+        self, task: _Task, radii: np.ndarray, parts: pathlib.Path, bar: Any, *, last: bool = False
+    ) -> _Found:
         """The best of all members for each row, within a radius of its own."""
         rows: list[np.ndarray] = []
         made: list[dict[str, np.ndarray]] = []
@@ -324,7 +333,7 @@ class _Audit:
             except ValueError:
                 part = None
             if part is None:
-                part = self._attack_batch(task, batch, radii)
+                part = self._attack_batch(task, batch, radii, last)
                 files.write_arrays(path, part)
             rows.append(batch)
             made.append(part)
@@ -346,8 +355,12 @@ class _Audit:
             for first in range(0, len(places), self.batch_size):
                 yield places[first : first + self.batch_size]
 
+    def _tried(self, *, last: bool) -> list[str]:
+        """The members for a radius: the one without a gradient for the last alone, to compare."""
+        return [*self.members, *(["square"] if last or not self.members else [])]
+
     def _attack_batch(
-        self, task: _Task, batch: np.ndarray, radii: np.ndarray
+        self, task: _Task, batch: np.ndarray, radii: np.ndarray, last: bool
     ) -> dict[str, np.ndarray]:
         """What is kept of a batch: images, and what the runtime and the searches say of them."""
         # One program for all batches of a size: they are filled up with copies.
@@ -368,7 +381,7 @@ class _Audit:
             "nearest_bits": weights / (1 + np.abs(self.logits[rows])) * 2,
         }
         judged, searched, blind, rounded = [], [], [], []
-        for name in (*self.members, "square"):
+        for name in self._tried(last=last):
             aim = attacks.Aim(jnp.asarray(lowered.get(name, weights)), listed)
             found = self._craft(name)(
                 self.encoder.variables,
@@ -392,9 +405,11 @@ class _Audit:
             "images": np.stack(rounded)[member, np.arange(len(batch))],
             "gain": np.max(judged, axis=0),
             "member": member,
-            "gradient_free": judged[-1],
+            "gradient_free": judged[-1] if last else np.full(len(batch), -np.inf),
             "searched": np.max(searched, axis=0),
-            "blind": np.all(blind[:-1], axis=0) if self.members else np.ones(len(batch), bool),
+            "blind": np.all(blind[: len(self.members)], axis=0)
+            if self.members
+            else np.ones(len(batch), bool),
         }
 
     def _full(self, task: _Task, batch: np.ndarray) -> int:
@@ -534,7 +549,7 @@ class _Audit:
                 "false_match": clean and {**clean.asdict(), "least": clean.least},
             },
             "edits": edits,
-            "forward_passes": passes + _NUM_QUERIES + 1,
+            "forward_passes": passes or _NUM_QUERIES + 1,
             "backward_passes": passes,
             "seed": self.seed,
             "version": metadata.version("saat-jax"),

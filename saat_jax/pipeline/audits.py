@@ -23,6 +23,7 @@ FIELDS: dict[str, Any] = {
     "images": str,
     "listed": str,
     "limit": options.anything,
+    "longest": options.anything,
     "point": {
         "kind": retrieval.KINDS,
         "value": options.anything,
@@ -137,6 +138,7 @@ def audit(config: Config, workdir: pathlib.Path) -> None:
             folder=workdir,
             epsilons=config["epsilons"],
             limit=config["limit"],
+            longest=config["longest"],
             seed=config["seed"],
             batch_size=config["batch_size"],
             progress=True,

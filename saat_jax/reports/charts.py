@@ -43,7 +43,7 @@ class Line:
     color: str
     dash: str
     mark: str = ""
-    band: tuple[Sequence[float], ...] = ()
+    band: tuple[Sequence[float], ...] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def save(canvas: Any, *, kind: str = "png", ground: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def look(index: int) -> dict[str, str]:
+def look(index: int) -> dict[str, Any]:
     """Colour, dash and mark of the line with a number, the same in every panel of a figure."""
     return {
         "color": _COLORS[index % len(_COLORS)],
@@ -239,7 +239,7 @@ def _curve_charts(run: RunFiles, kind: str, axis: str, words: str, x_label: str)
             yield Chart(name, "curves", title, x_label, "precision", found, True)
 
 
-def _style(run: RunFiles, record: Record) -> dict[str, str]:
+def _style(run: RunFiles, record: Record) -> dict[str, Any]:
     """Look of a record's line: colour and mark by method, dash by model."""
     methods = list(dict.fromkeys(method(r) for r in run.records))
     dash = _DASHES[run.models.index(record["model"]) % len(_DASHES)]
