@@ -10,6 +10,9 @@ A figure stands between marks that say which it is: `<!-- figure: demo table -->
 in Markdown, comment lines `# figure: demo summary` and `# /` in Python. There are
 
     RUN table                       the table that the run prints, in a fence
+    RUN audit                       the table that an audit prints, in a fence
+    RUN seeds                       models over the runs RUN, RUN_1, ...: mean, least and most, and
+                                    what SAAT is above the others, seed by seed, in a fence
     RUN summary                     machine, time, what hardening gains and costs, in a sentence
     RUN machine, RUN minutes
     RUN MODEL ATTACK METRIC         a metric of a record, or its base_rate, in percent
@@ -43,7 +46,10 @@ _MARKED = re.compile(
 
 def keep(workdir: pathlib.Path, path: pathlib.Path, seconds: float) -> None:
     """Stores the records of a run, without their curves, as one file."""
-    records = [{**record, "curves": {}} for record in reports.load_records(workdir)]
+    if (audit := workdir / "audit.json").is_file():
+        records = [files.read_json(audit)]
+    else:
+        records = [{**record, "curves": {}} for record in reports.load_records(workdir)]
     python = ".".join(platform.python_version_tuple()[:2])
     machine = (
         f"{os.cpu_count()} CPU cores ({platform.machine()}, Python {python}, jax {jax.__version__})"
@@ -61,6 +67,9 @@ def figure(name: str, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Writes a figure by its name; ValueError if there is none of that name."""
     run, *words = name.split()
     try:
+        if words == ["seeds"]:
+            seeds = [runs[other] for other in sorted(runs) if re.fullmatch(rf"{run}(_\d+)?", other)]
+            return _fence(_seed_lines([seed["records"] for seed in seeds]))
         return _figure(runs[run], *words)
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -74,9 +83,11 @@ def _figure(run: Mapping[str, Any], kind: str, attack: str = "", metric: str = "
     if attack:
         found = {(record["model"], record["attack"]): record for record in records}
         return _number(found[kind, "benign"], found[kind, attack], metric)
+    if kind == "audit":
+        return _fence(reports.audit_table(records[0]).splitlines())
     if kind == "table":
         lines = reports.summary_table(records).splitlines()
-        return "\n".join(["```", *(x for x in lines if not x.startswith("protocol")), "```"])
+        return _fence([x for x in lines if not x.startswith("protocol")])
     minutes = str(max(1, math.ceil(run["seconds"] / 60)))
     if kind == "summary":
         gains = "; ".join(filter(None, map(tables.gain_line, analysis.compare(records))))
@@ -84,6 +95,33 @@ def _figure(run: Mapping[str, Any], kind: str, attack: str = "", metric: str = "
         rate = _number(records[0], records[0], "base_rate")
         return f"Run on {run['machine']} in about {minutes} minutes. {gains}. Base rate {rate} %."
     return {"machine": run["machine"], "minutes": minutes}[kind]
+
+
+def _fence(lines: list[str]) -> str:
+    return "\n".join(["```", *lines, "```"])
+
+
+def _seed_lines(seeds: list[list[dict[str, Any]]]) -> list[str]:
+    """A score of each model over seeds; and how far SAAT is above the other defences."""
+    found = [{(r["model"], r["attack"]): r["metrics"] for r in records} for records in seeds]
+    models = list(dict.fromkeys(record["model"] for record in seeds[0]))
+    asked = [("benign", "map"), ("mainstay", "map"), ("worst_case", "map"),
+             ("mainstay_targeted", "t_map"), ("worst_case_targeted", "t_map")]  # fmt: skip
+    rows, margins = [], []
+    for attack, key in asked:
+        row = [f"{key.replace('t_map', 't-MAP').replace('map', 'MAP')} {attack.replace('_', ' ')}"]
+        scores = {m: [100 * seed[m, attack][key] for seed in found] for m in models}
+        for values in scores.values():
+            mean = sum(values) / len(values)
+            row.append(f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})")
+        rows.append(row)
+        for other in models[1:]:
+            if other != "saat" and attack != "benign":
+                apart = [a - b for a, b in zip(scores["saat"], scores[other], strict=True)]
+                margins.append(
+                    f"SAAT above {other}, {row[0]}: " + ", ".join(f"{x:+.1f}" for x in apart)
+                )
+    return [*tables.aligned([["", *models], *rows]), *margins]
 
 
 def _number(benign: Mapping[str, Any], record: Mapping[str, Any], metric: str) -> str:

@@ -6,12 +6,13 @@
 Attacks some of each model's queries by every member of a union much larger than the suite, in both
 directions, and keeps the average precision of each 8-bit image, one file for each model and
 direction; a file that is there is not made again. Then, or without models, tells from those files
-what the union, each preset and each member reach, what a preset loses against the union, and the
-members that would be taken one after the other so that the mean loss over all files falls most.
+what the union, each preset and the best member reach, and of all sets of members of some numbers of
+passes the one whose largest loss against the union is least.
 """
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import tempfile
 
@@ -23,6 +24,8 @@ from saat_jax.pipeline.runs import Run
 
 EPSILON = 8 / 255
 NUM_STEPS = 100
+# Passes of the chosen sets, in those of one search.
+BUDGETS = (1, 2, 4, 6, 8, 12)
 # A loss that is in no preset: the soft gain, steadied by the weights of the flips.
 MIXED = "mixed_gain"
 
@@ -102,12 +105,36 @@ def measure(place: str, keep: pathlib.Path, *, num_queries: int) -> None:
 def of_preset(preset: str, *, targeted: bool) -> list[str]:
     """The names here of a preset's members that search by the gradient."""
     suite = evaluation.standard_suite(epsilon=EPSILON, targeted=targeted, preset=preset)
-    mine = {repr(sorted(m.options.items())): name for name, m in union(targeted=targeted).items()}
-    keys = []
-    for member in suite.members.values():
-        options = {k: v for k, v in member.options.items() if not (k == "restart" and v == 0)}
-        keys.append(repr(sorted(options.items())))
-    return [mine[key] for key in keys if key in mine]
+    names = {_key(member): name for name, member in union(targeted=targeted).items()}
+    return [names[_key(m)] for m in suite.members.values() if _key(m) in names]
+
+
+def _key(member: evaluation.AttackSettings) -> str:
+    return repr(sorted({"restart": 0, **member.options}.items()))
+
+
+def choices(budget: int) -> list[tuple[str, ...]]:
+    """Sets of members that take as many passes as so many of the usual ones, in both directions."""
+    kinds = [
+        [f"flips_{n + 1}" for n in range(4)],
+        ["consensus_flips"],
+        ["mainstay_flips", "mainstay_flips_2"],
+        [f"soft_gain_{n + 1}" for n in range(3)],
+        [f"sharp_gain_{n + 1}" for n in range(3)],
+        [f"{MIXED}_{n + 1}" for n in range(2)],
+        ["votes"],
+        ["mainstay"],
+        ["consensus"],
+        ["hinge"],
+        ["flips_long"],
+    ]
+    # Of starts that differ in nothing else, the first ones.
+    starts = itertools.product(*(range(len(kind) + 1) for kind in kinds))
+    found = [
+        tuple(name for kind, number in zip(kinds, numbers, strict=True) for name in kind[:number])
+        for numbers in starts
+    ]
+    return [one for one in found if sum(3 if m == "flips_long" else 1 for m in one) == budget]
 
 
 def tell(keep: pathlib.Path) -> None:
@@ -137,19 +164,14 @@ def tell(keep: pathlib.Path) -> None:
         row = " ".join(f"{score:6.2f}" for score in (clean, *scores))
         print(f"{place:32} {row}  {single} {abs(found[single].mean()):.2f}")
 
-    print("\none after the other      mean loss  largest, in points against the union")
-    chosen: list[str] = []
-    everything = sorted({name for found in gains.values() for name in found})
-    for _ in range(10):
-        tried = {
-            name: [*lost([*chosen, name]).values()]
-            for name in everything
-            # The first must be a member in both directions.
-            if name not in chosen and (chosen or all(name in found for found in gains.values()))
-        }
-        best = min(tried, key=lambda name: float(np.mean(tried[name])))
-        chosen.append(best)
-        print(f"{best:24} {np.mean(tried[best]):9.2f} {np.max(tried[best]):8.2f}")
+    print(
+        "\nof all choices of so many passes, the one that loses least against the union, in points"
+    )
+    for budget in BUDGETS:
+        tried = {choice: [*lost(list(choice)).values()] for choice in choices(budget)}
+        best = min(tried, key=lambda choice: (max(tried[choice]), np.mean(tried[choice])))
+        losses = f"mean {np.mean(tried[best]):.2f}, largest {max(tried[best]):.2f}"
+        print(f"{budget * NUM_STEPS:5} {losses}: {', '.join(best)}")
 
 
 def main() -> None:

@@ -270,6 +270,7 @@ RANGES: dict[str, Range] = {
     "epsilons": Range(0, 1, hint=_GREY),
     "step_size": Range(0, hint=_GREY),
     "num_steps": _FROM_ZERO,
+    "num_flips": _FROM_ZERO,
     "anneal": Range(1, 10**9, whole=True, flag=True),
     "alpha": _POSITIVE,
     "decay": _SIZE,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from launch import command
-from saat_jax import encoders, evaluation, reports
+from saat_jax import encoders, evaluation, reports, retrieval
 from saat_jax.datasets.photos import load_photos
 from saat_jax.retrieval import OperatingPoint
 
@@ -37,11 +38,25 @@ def codes_of(images):
     return values >= 0
 
 
+pytestmark = pytest.mark.slow
+
 audit = functools.partial(evaluation.audit, epsilons=(1 / 255, 4 / 255), seed=3, batch_size=8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    """Fewer members and steps: what they find is another matter than how it is told."""
+    module = sys.modules[evaluation.audit.__module__]
+    few = {"codes": {"flight": {"loss": "weighted"}}, "cosine": {"cosine": {"loss": "plain_gain"}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MEMBERS", few)
+        patch.setattr(module, "_NUM_STEPS", 30)
+        patch.setattr(module, "_NUM_QUERIES", 10)
+        yield
+
+
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+def audited(brief, tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
     return audit(make(), IMAGES, POINT, folder=folder), folder
 
@@ -173,6 +188,23 @@ def test_images_of_many_sizes_and_others_that_are_listed(tmp_path):
     record = audit(encoder, images, {"radius": 2}, IMAGES[:3], folder=tmp_path)
     assert record["listed"] == 7 and record["images"]["number"] == 4
     assert record["tasks"]["evade"][-1]["png"]["rate"] == 1
+
+
+def test_an_exact_index_says_what_arrays_say_and_others_stand_beside(audited, tmp_path):
+    pytest.importorskip("faiss")
+    record, _ = audited
+    made = {
+        "flat": retrieval.faiss_index(),
+        "hash": retrieval.faiss_index("hash", num_hashed=16, num_flips=0),
+    }
+    by_index = audit(make(), IMAGES, POINT, folder=tmp_path, indexes=made)
+    for task, lines in by_index["tasks"].items():
+        for line, alone in zip(lines, record["tasks"][task], strict=True):
+            assert line["indexes"]["flat"] == line["png"] == alone["png"]
+            more = line["indexes"]["hash"]["count"] - line["png"]["count"]
+            assert more >= 0 if task == "evade" else more <= 0
+    assert by_index["indexes"]["flat"]["rate"] == 1
+    assert "by hash" in reports.audit_table(by_index)
 
 
 def test_the_page_shows_rates_distances_and_images(audited, capsys):

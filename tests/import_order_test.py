@@ -68,6 +68,8 @@ LAZY = {
     "pdqhash",
     "imagehash",
     "skimage",
+    "faiss",
+    "psycopg",
 }
 FILES = sorted(path for name in GROUPS for path in (CHECKOUT / name).rglob("*.py"))
 LIBRARY_FILES = [path for path in FILES if path.is_relative_to(ROOT)]

@@ -57,6 +57,8 @@ _NUM_TESTED = 8
 _NUM_EXAMPLES = 4
 # Of so many images the distances of all pairs are kept, for the page.
 _NUM_PAIRED = 200
+# Length of the list that an index is asked for, unless the point has its own.
+_NUM_ASKED = 50
 Record = dict[str, Any]
 
 
@@ -72,6 +74,7 @@ def audit(
     longest: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    indexes: Mapping[str, retrieval.MakeIndex] | None = None,
     progress: bool = False,
 ) -> Record:
     """Measures how easily a matcher is evaded and made to collide at its operating point.
@@ -92,6 +95,8 @@ def audit(
             take less time, and are harder to fool.
         seed: of the starts, and of which image is to be taken for which.
         batch_size: images of one size that are attacked together.
+        indexes: what makes the indexes that the listed images are in, by name, such as
+            `retrieval.faiss_index("ivf")`: what they return of the attacked images is told beside.
         progress: whether to show a progress bar.
 
     Returns:
@@ -119,13 +124,14 @@ def audit(
         "seed": seed,
         "steps": _NUM_STEPS,
         "members": _MEMBERS,
+        "indexes": [*(indexes or {})],
         "version": metadata.version("saat-jax"),
     }
     place = RecordFiles(pathlib.Path(folder), "audit", digest_of(made_from))
     if (record := place.read({"tasks": dict})) is not None and place.arrays.is_file():
         return record
     with jax.default_matmul_precision("highest"):
-        return _Audit(encoder, photos, others, point, limit, seed, batch_size).run(
+        return _Audit(encoder, photos, others, point, limit, seed, batch_size, indexes or {}).run(
             place, levels, progress
         )
 
@@ -192,6 +198,7 @@ class _Audit:
         limit: int | None,
         seed: int,
         batch_size: int,
+        indexes: Mapping[str, retrieval.MakeIndex],
     ):
         self.encoder, self.photos, self.batch_size, self.seed = encoder, photos, batch_size, seed
         if len(set(map(np.ndarray.tobytes, photos.images))) < len(photos):
@@ -209,6 +216,7 @@ class _Audit:
             else np.concatenate([self.outputs, encoder.run(others.images)])
         )
         self.point = retrieval.point_of(point, self.listed_outputs)
+        self.indexes = {name: make(self.listed_outputs) for name, make in indexes.items()}
         self.attacked = np.linspace(0, len(photos) - 1, min(limit or len(photos), len(photos)))
         self.attacked = self.attacked.astype(int)
         first = self.photos.images[0].shape
@@ -266,6 +274,13 @@ class _Audit:
                 **self._examples(task, by_level, smallest[task.name]),
             }
             self._save(place.folder / "images" / task.name, task, by_level)
+        if self.indexes:
+            own = self.attacked[:, None]
+            # Of images that nobody has touched.
+            record["indexes"] = {
+                name: Rate(int(found_by.sum()), len(own)).asdict()
+                for name, found_by in self._by_index(self.outputs[self.attacked], own).items()
+            }
         record["smallest_epsilon"] = {name: _quartiles(values) for name, values in smallest.items()}
         record["flags"] = flags.raised(self._flags(record, found))
         record["identity"] = place.identity
@@ -273,9 +288,9 @@ class _Audit:
         files.write_json(place.record, record)
         place.remove_unfinished()
         # As any later call finds it.
-        found = place.read()
-        assert found is not None
-        return found
+        stored = place.read()
+        assert stored is not None
+        return stored
 
     def _task(self, name: str) -> _Task:
         """Which listed image each is to leave, or to match."""
@@ -487,7 +502,18 @@ class _Audit:
             told[name] = Rate(int(np.sum(self._gain(task, outputs) > 0)), len(task.rows)).asdict()
             if name == "png":
                 told["changed"] = _quartiles(self._changed(task, outputs))
+                told["indexes"] = {
+                    index: Rate(int(np.sum(match == (task.sign > 0))), len(task.rows)).asdict()
+                    for index, match in self._by_index(outputs, task.wanted).items()
+                }
         return told
+
+    def _by_index(self, outputs: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
+        """Whether each index returns what is wanted, by its name. `[num]`"""
+        return {
+            name: retrieval.matches(index, self.point, outputs, wanted, k=_NUM_ASKED)
+            for name, index in self.indexes.items()
+        }
 
     def _changed(self, task: _Task, outputs: np.ndarray) -> np.ndarray:
         """Bits, or cosine, between the attacked image and the nearest of what is wanted."""

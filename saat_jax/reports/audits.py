@@ -89,6 +89,8 @@ def _rates(record: Record) -> tuple[list[str], list[list[str]]]:
         for sent, words in _SENT.items():
             first = TASKS[task] if sent == "png" else f"  {words}"
             rows.append([first, *(_rate(line[sent]) for line in lines)])
+        for index in lines[0].get("indexes", {}):
+            rows.append([f"  by {index}", *(_rate(line["indexes"][index]) for line in lines)])
         rows.append([f"  {_apart(record)}, median", *(_number(line["changed"]) for line in lines)])
     return heads, rows
 
@@ -118,6 +120,10 @@ def _sentences(record: Record) -> list[str]:
             for name in ("low", "median", "high")
         ]
         found.append(f"smallest epsilon, {TASKS[task]}: quartiles {', '.join(ends)}")
+    for index, rate in record.get("indexes", {}).items():
+        found.append(
+            f"{index} returns {rate['count']} of {rate['trials']} untouched images for themselves"
+        )
     parity = record["parity"]
     found.append(
         f"what is attacked differs from the encoder's own runtime in {parity['bits_differ']} of "

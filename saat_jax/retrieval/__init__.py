@@ -17,6 +17,15 @@ from saat_jax.retrieval.counting import (
     TIES,
     distance_histograms,
 )
+from saat_jax.retrieval.indexes import (
+    FAISS,
+    Index,
+    MakeIndex,
+    faiss_index,
+    matches,
+    pgvector_index,
+    rescored,
+)
 from saat_jax.retrieval.metrics import (
     NORMALIZERS,
     average_precision,
@@ -40,10 +49,13 @@ from saat_jax.retrieval.points import (
 )
 
 __all__ = [
+    "FAISS",
     "KINDS",
     "MAX_WORKING_BYTES",
     "NORMALIZERS",
     "TIES",
+    "Index",
+    "MakeIndex",
     "OperatingPoint",
     "Rate",
     "average_precision",
@@ -52,12 +64,16 @@ __all__ = [
     "expected_average_precision",
     "expected_precision_at_n",
     "expected_precision_recall_curve",
+    "faiss_index",
     "false_match_rate",
     "graded_scores",
     "map_at_k",
+    "matches",
     "ndcg_at_k",
+    "pgvector_index",
     "point_of",
     "precision_at_n",
     "precision_recall_curve",
+    "rescored",
     "weighted_map_at_k",
 ]
