@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from PIL import Image
 from launch import command
 from saat_jax import encoders, evaluation, reports, retrieval
 from saat_jax.datasets.photos import load_photos
+from saat_jax.evaluation import matcher
 from saat_jax.retrieval import OperatingPoint
 
 SIDE, NUM_BITS = 16, 24
@@ -46,12 +46,11 @@ audit = functools.partial(evaluation.audit, epsilons=(1 / 255, 4 / 255), seed=3,
 @pytest.fixture(scope="module", autouse=True)
 def brief():
     """Fewer members and steps: what they find is another matter than how it is told."""
-    module = sys.modules[evaluation.audit.__module__]
     few = {"codes": {"flight": {"loss": "weighted"}}, "cosine": {"cosine": {"loss": "plain_gain"}}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MEMBERS", few)
-        patch.setattr(module, "_NUM_STEPS", 30)
-        patch.setattr(module, "_NUM_QUERIES", 10)
+        patch.setattr(matcher, "MEMBERS", few)
+        patch.setattr(matcher, "NUM_STEPS", 30)
+        patch.setattr(matcher, "NUM_QUERIES", 10)
         yield
 
 
@@ -115,7 +114,7 @@ def test_an_audit_is_not_made_again_and_another_is_put_beside_it(audited):
 
 def test_an_audit_that_was_stopped_goes_on_and_ends_the_same(audited, tmp_path, monkeypatch):
     record, _ = audited
-    made = evaluation.audit.__globals__["_Audit"]
+    made = matcher.Matcher
     attack, left = made._attack_batch, [3]
 
     def stopping(self, *arguments):

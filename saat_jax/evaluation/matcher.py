@@ -1,0 +1,378 @@
+"""A matcher under attack: an encoder, what is listed, a point, and the searches that fool it."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saat_jax import attacks, files, retrieval
+from saat_jax.datasets.photos import Photos, as_file
+from saat_jax.encoders import Encoder, by_shape
+from saat_jax.retrieval import OperatingPoint
+
+Array = jax.Array
+
+# What is attacked, by the name of the task: whether a match is wanted, and of how many of the
+# listed images any will do.
+TASKS: dict[str, tuple[bool, int]] = {
+    "evade": (False, 1),
+    "collide": (True, 1),
+    "collide_any": (True, 16),
+}
+# By what the point looks at, the losses of the searches. The weights of the bits are the code to
+# leave, or the opposite of that to reach; of "nearest_bits" the nearest to their threshold more.
+MEMBERS: dict[str, dict[str, dict[str, Any]]] = {
+    "codes": {
+        "flight": {"loss": "weighted"},
+        "soft": {"loss": "soft_gain"},
+        "nearest_bits": {"loss": "weighted"},
+    },
+    "cosine": {"cosine": {"loss": "plain_gain"}, "soft": {"loss": "soft_gain"}},
+}
+# The one without a gradient, and how long each searches.
+GRADIENT_FREE = "square"
+NUM_STEPS, NUM_QUERIES = 100, 300
+# Length of the list that an index is asked for, unless the point has its own.
+_NUM_ASKED = 50
+# Images by which the size of logits is measured.
+_NUM_MEASURED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is wanted of some images.
+
+    Attributes:
+        name: one of `TASKS`.
+        rows: `[num]` the attacked images.
+        wanted: `[num, num_wanted]` rows of what is listed: to be left, or to be matched.
+    """
+
+    name: str
+    rows: np.ndarray
+    wanted: np.ndarray
+
+    @property
+    def sign(self) -> np.float32:
+        """+1 if a match is wanted, else -1."""
+        return np.float32(1 if TASKS[self.name][0] else -1)
+
+    def some(self, places: np.ndarray) -> "Task":
+        """Of some of its images."""
+        return Task(self.name, self.rows[places], self.wanted[places])
+
+
+@dataclasses.dataclass
+class Fooled:
+    """The best image for each row of a task, within a radius.
+
+    Attributes:
+        images: `[num]` uint8 arrays.
+        gain: `[num]` judged by the encoder's runtime; above zero where the task is done.
+        member: `[num]` the number of the member that made it.
+        alone: `[num]` the gain by this radius' own searches.
+        gradient_free: `[num]` the gain by the member without a gradient; -inf where it was not
+            tried.
+        searched: `[num]` the gain as the searches saw it.
+        blind: `[num]` whether no member had a gradient.
+    """
+
+    images: list[np.ndarray]
+    gain: np.ndarray
+    member: np.ndarray
+    alone: np.ndarray
+    gradient_free: np.ndarray
+    searched: np.ndarray
+    blind: np.ndarray
+
+    def after(self, before: "Fooled | None") -> "Fooled":
+        """What was done within a smaller radius counts here too."""
+        if before is None:
+            return self
+        keep = before.gain > self.gain
+        pairs = zip(keep, before.images, self.images, strict=True)
+        return dataclasses.replace(
+            self,
+            images=[old if kept else new for kept, old, new in pairs],
+            gain=np.where(keep, before.gain, self.gain),
+            member=np.where(keep, before.member, self.member),
+        )
+
+
+class Matcher:
+    """An encoder at its operating point, with what is listed.
+
+    Args:
+        encoder: the encoder.
+        photos: images that are listed, and attacked.
+        others: what else is listed.
+        point: as of `retrieval.point_of`.
+        indexes: as of `audit`.
+        seed: of the starts, and of the victims.
+        batch_size: images of one size that are attacked together.
+
+    Attributes:
+        outputs: `[num_photos, num_bits]` by the encoder's runtime.
+        listed: all that is listed, the photos first.
+        listed_outputs: `[num_listed, num_bits]`.
+        members: the searches by the gradient, by name.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        photos: Photos,
+        others: Photos | None,
+        point: OperatingPoint | Mapping[str, Any],
+        *,
+        indexes: Mapping[str, retrieval.MakeIndex],
+        seed: int,
+        batch_size: int,
+    ):
+        if len(set(map(np.ndarray.tobytes, photos.images))) < len(photos):
+            raise ValueError("images must all be different, got copies; remove them")
+        self.encoder, self.photos, self.seed, self._batch_size = encoder, photos, seed, batch_size
+        self.outputs = encoder.run(photos.images)
+        self.listed, self.listed_outputs = photos, self.outputs
+        if others is not None:
+            names, images = (*photos.names, *others.names), (*photos.images, *others.images)
+            self.listed = Photos(names, images)
+            self.listed_outputs = np.concatenate([self.outputs, encoder.run(others.images)])
+        self.point = retrieval.point_of(point, self.listed_outputs)
+        self.indexes = {name: make(self.listed_outputs) for name, make in indexes.items()}
+        by_gradient = MEMBERS["cosine" if self.point.kind == "cosine" else "codes"]
+        self.members = by_gradient if encoder.differentiable else {}
+        alike = [i for i in photos.images if i.shape == photos.images[0].shape][:_NUM_MEASURED]
+        self._scale = attacks.measure_logits(
+            encoder.encode_fn, encoder.variables, jnp.asarray(np.stack(alike) / np.float32(255))
+        )
+        self._crafts: dict[str, Any] = {}
+
+    @functools.cached_property
+    def _logits(self) -> np.ndarray:
+        """Of the photos, in multiples of their usual size. `[num_photos, num_bits]`"""
+        logits_of = jax.jit(functools.partial(attacks.logits_of, self.encoder.encode_fn))
+        return by_shape(
+            self.photos.images, lambda x: logits_of(self.encoder.variables, x, self._scale)
+        )
+
+    @functools.cached_property
+    def _database(self) -> Array | None:
+        return jnp.asarray(self.listed_outputs) if self.point.kind == "top_k" else None
+
+    def task(self, name: str, rows: np.ndarray) -> Task:
+        """A task for some photos: what each is to leave, or which listed ones it is to match.
+
+        A chosen victim is drawn for the photo; of any victims the nearest will do. Photos that
+        match theirs already are left out.
+        """
+        wants_match, num_wanted = TASKS[name]
+        if not wants_match:
+            return Task(name, rows, rows[:, None])
+        num_wanted = min(num_wanted, len(self.listed) - 1)
+        if name == "collide":
+            rng = np.random.default_rng(self.seed)
+            order = np.array([rng.permutation(len(self.listed)) for _ in rows])
+        else:
+            every = np.broadcast_to(self.listed_outputs, (len(rows), *self.listed_outputs.shape))
+            order = np.argsort(self.apart(self.outputs[rows], every), axis=1, kind="stable")
+        # Any but itself.
+        itself = np.argsort(order == rows[:, None], axis=1, kind="stable")
+        wanted = np.take_along_axis(order, itself, axis=1)[:, :num_wanted]
+        if not num_wanted:
+            return Task(name, rows[:0], wanted[:0])
+        task = Task(name, rows, wanted)
+        return task.some(self.gain(task, self.outputs[rows]) <= 0)
+
+    def gain(self, task: Task, outputs: np.ndarray) -> np.ndarray:
+        """Above zero where a task is done, in the units of the point. `[num]`"""
+        listed = jnp.asarray(self.listed_outputs[task.wanted])
+        return np.asarray(self._criterion(task.sign, listed).gain(jnp.asarray(outputs)))
+
+    def _criterion(self, sign: Any, listed: Any) -> attacks.Match:
+        return attacks.Match(self.point, listed, self._database, sign)
+
+    def apart(self, outputs: np.ndarray, listed: np.ndarray) -> np.ndarray:
+        """Hamming distances, or what cosines lack of one. `[num, num_listed]`
+
+        Args:
+            outputs: `[num, num_bits]`.
+            listed: `[num, num_listed, num_bits]`.
+        """
+        cosine = self.point.kind == "cosine"
+        given = outputs if cosine else np.where(outputs >= 0, 1, -1)
+        similarity = np.asarray(
+            self.point.similarity(jnp.asarray(given, jnp.float32), jnp.asarray(listed))
+        )
+        return 1 - similarity if cosine else np.round((1 - similarity) * self.encoder.num_bits / 2)
+
+    def changed(self, task: Task, outputs: np.ndarray) -> np.ndarray:
+        """How far outputs are apart from the nearest of what is wanted. `[num]`"""
+        return self.apart(outputs, self.listed_outputs[task.wanted]).min(axis=1)
+
+    def by_index(self, outputs: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
+        """Whether each index returns some of what is wanted, by its name. `[num]`"""
+        return {
+            name: retrieval.matches(index, self.point, outputs, wanted, k=_NUM_ASKED)
+            for name, index in self.indexes.items()
+        }
+
+    def attack(
+        self,
+        task: Task,
+        radii: np.ndarray,
+        *,
+        parts: pathlib.Path,
+        update: Callable[[int], Any] = lambda count: None,
+        gradient_free: bool = False,
+    ) -> Fooled:
+        """The best of all members for each row of a task, within a radius of its own.
+
+        Args:
+            task: the task.
+            radii: `[num]` in whole grey levels.
+            parts: folder of what is finished, which is not done again.
+            update: is told of every batch how many images it had.
+            gradient_free: whether to try the member without a gradient too.
+        """
+        rows: list[np.ndarray] = []
+        made: list[dict[str, np.ndarray]] = []
+        for number, batch in enumerate(self._batches(task)):
+            path = parts / f"{number:06d}.npz"
+            try:
+                part = files.read_arrays(path) if path.is_file() else None
+            except ValueError:
+                # Damaged on the disk: this batch is attacked again.
+                part = None
+            if part is None:
+                part = self._attack_batch(task, batch, radii, gradient_free)
+                files.write_arrays(path, part)
+            rows.append(batch)
+            made.append(part)
+            update(len(batch))
+        order = np.argsort(np.concatenate(rows))
+        images = [image for part in made for image in part.pop("images")]
+        joined = {name: np.concatenate([part[name] for part in made])[order] for name in made[0]}
+        return Fooled([images[row] for row in order], alone=joined["gain"], **joined)
+
+    def _batches(self, task: Task) -> Iterator[np.ndarray]:
+        """Places in a task's rows, of images of one size."""
+        shapes = [self.photos.images[row].shape for row in task.rows]
+        for shape in dict.fromkeys(shapes):
+            places = np.array([place for place, other in enumerate(shapes) if other == shape])
+            for first in range(0, len(places), self._batch_size):
+                yield places[first : first + self._batch_size]
+
+    def _attack_batch(
+        self, task: Task, batch: np.ndarray, radii: np.ndarray, gradient_free: bool
+    ) -> dict[str, np.ndarray]:
+        """What is kept of a batch: images, and what the runtime and the searches say of them."""
+        # One program for all batches of a size, and for all tasks: what is less is filled up.
+        shape = self.photos.images[task.rows[batch[0]]].shape
+        alike = sum(image.shape == shape for image in self.photos.images)
+        missing = min(alike, self._batch_size) - len(batch)
+        filled = np.concatenate([batch, np.repeat(batch[-1:], missing)])
+        most = max(1, min(max(number for _, number in TASKS.values()), len(self.listed) - 1))
+        wanted = np.resize(task.wanted[filled].T, (most, len(filled))).T
+        rows, levels = task.rows[filled], radii[filled]
+        listed = jnp.asarray(self.listed_outputs[wanted])
+        images = np.stack([self.photos.images[row] for row in rows])
+        arguments = (
+            self.encoder.variables,
+            jnp.asarray(images / np.float32(255)),
+            jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self.seed)))(rows),
+            jnp.asarray(levels / 255, jnp.float32),
+            (task.sign, self._database),
+        )
+        nearest = self._criterion(task.sign, listed).nearest(jnp.asarray(self.outputs[rows]))
+        # To be lowered is the agreement with them.
+        weights = -task.sign * np.where(np.asarray(nearest) >= 0, 1, -1).astype(np.float32)
+        near = {"nearest_bits": 2 * weights / (1 + np.abs(self._logits[rows]))}
+        some, real = task.some(batch), slice(len(batch))
+        judged, searched, blind, rounded = [], [], [], []
+        free = gradient_free or not self.members
+        for name in [*self.members, *([GRADIENT_FREE] if free else [])]:
+            aim = attacks.Aim(jnp.asarray(near.get(name, weights)), listed)
+            found = self._craft(name)(aim, *arguments)
+            low, high = (images + side * levels[:, None, None, None] for side in (-1, 1))
+            crafted = np.clip(np.round(255 * np.asarray(found.images)), low, high)
+            rounded.append(np.clip(crafted, 0, 255).astype(np.uint8)[real])
+            outputs = self.encoder.run([as_file(image, "png") for image in rounded[-1]])
+            judged.append(self.gain(some, outputs))
+            searched.append(np.asarray(found.gain)[real])
+            blind.append(np.asarray(found.blind)[real])
+        member = np.argmax(judged, axis=0)
+        none = np.ones(len(batch), bool)
+        return {
+            "images": np.stack(rounded)[member, np.arange(len(batch))],
+            "gain": np.max(judged, axis=0),
+            "member": member,
+            "gradient_free": judged[-1] if free else np.full(len(batch), -np.inf),
+            "searched": np.max(searched, axis=0),
+            "blind": np.all(blind[: len(self.members)], axis=0) if self.members else none,
+        }
+
+    def _craft(self, name: str) -> Callable[..., attacks.Found]:
+        """The compiled search of a member."""
+        if name not in self._crafts:
+            search = functools.partial(attacks.square_search, num_queries=NUM_QUERIES)
+            if name in self.members:
+                search = functools.partial(
+                    attacks.auto_pgd_search, num_steps=NUM_STEPS, **self.members[name]
+                )
+
+            def craft(
+                aim: attacks.Aim,
+                variables: Any,
+                images: Array,
+                keys: Array,
+                radii: Array,
+                shared: Any,
+            ) -> attacks.Found:
+                return search(
+                    self.encoder.encode_fn,
+                    variables,
+                    images,
+                    aim,
+                    keys,
+                    targeted=False,
+                    epsilon=radii,
+                    criterion=lambda shared, listed: attacks.Match(
+                        self.point, listed, shared[1], shared[0]
+                    ),
+                    shared=shared,
+                    scale=self._scale,
+                )
+
+            self._crafts[name] = jax.jit(craft)
+        return self._crafts[name]
+
+    def smallest(
+        self, task: Task, by_level: Mapping[int, Fooled], parts: pathlib.Path
+    ) -> np.ndarray:
+        """The smallest whole grey level at which each row is done, by halving; else infinite.
+
+        Args:
+            task: the task.
+            by_level: what was made of it, by radius in grey levels, from the least.
+            parts: as of `attack`.
+        """
+        low, high = np.zeros(len(task.rows)), np.full(len(task.rows), np.inf)
+        for level, found in by_level.items():
+            done = found.gain > 0
+            high = np.where(done, np.minimum(high, level), high)
+            low = np.where(done, low, level)
+        number = 0
+        while (between := np.isfinite(high) & (high - low > 1)).any():
+            middle = (low[between] + high[between]) // 2
+            place = parts / f"halving_{number}"
+            done = self.attack(task.some(between), middle, parts=place).gain > 0
+            high[between] = np.where(done, middle, high[between])
+            low[between] = np.where(done, low[between], middle)
+            number += 1
+        return high
