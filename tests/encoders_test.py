@@ -189,6 +189,24 @@ def test_a_plain_function_has_codes_and_no_gradient():
     assert not encoder.differentiable and np.count_nonzero(gradient) == 0
 
 
+def test_signs_of_an_embedding_are_those_of_the_centred_and_rotated_vector():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(48, 12)).astype(np.float32)
+    embedding = encoders.from_jax(
+        lambda x: 20 + 3 * x.reshape(len(x), -1) @ weights, image_size=(4, 4)
+    )
+    images = [rng.integers(0, 256, (4, 4, 3)).astype(np.uint8) for _ in range(9)]
+    center, rotation = embedding.run(images).mean(axis=0), rng.normal(size=(12, 16))
+    signs = encoders.sign_quantized(embedding, center=center, rotation=rotation)
+    expected = (embedding.run(images) - center) @ rotation
+    np.testing.assert_allclose(signs.run(images), expected, rtol=1e-3, atol=1e-3)
+    found = encoders.parity(signs, images)
+    assert (signs.num_bits, found.bits_differ) == (16, 0)
+    assert signs.fingerprint != encoders.sign_quantized(embedding, center=center).fingerprint
+    with pytest.raises(ValueError, match=r"center must be \[12\]"):
+        encoders.sign_quantized(embedding, center=np.zeros(5))
+
+
 def test_images_of_many_sizes_keep_their_places():
     images = [*_noise((8, 6), (4, 4), (8, 6)), *_noise((9, 9))]
     found = encoders.by_shape(images, lambda batch: batch[:, 0, 0])

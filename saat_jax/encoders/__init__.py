@@ -5,6 +5,7 @@ whose word counts. Knows nothing of attacks, labels or points.
 """
 
 from saat_jax.encoders.callback import from_function, from_torch
+from saat_jax.encoders.embedding import sign_quantized
 from saat_jax.encoders.encoder import Encoder, Parity, by_shape, check_photos, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
 from saat_jax.encoders.onnx_file import ROUNDINGS, from_onnx
@@ -30,4 +31,5 @@ __all__ = [
     "parity",
     "pdq",
     "phash",
+    "sign_quantized",
 ]
