@@ -19,7 +19,7 @@ from configs import common
 
 VARIANTS = ("pdq", "phash", "dhash", "ahash", "encoder", "run")
 # PDQ's is from its documentation; the others, of 64 bits, are what is usual.
-_RADII = {"pdq": 31, "phash": 10, "dhash": 10, "ahash": 5}
+_RADII = {"pdq": 31.0, "phash": 10.0, "dhash": 10.0, "ahash": 5.0}
 
 
 def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
@@ -43,7 +43,7 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",
-        value=config_dict.placeholder(float) if variant not in _RADII else _RADII[variant],
+        value=config_dict.FieldReference(_RADII.get(variant), float),
         # Instead of a value: the loosest at which so few pairs of different images match.
         false_match_rate=config_dict.placeholder(float),
     )

@@ -264,6 +264,7 @@ RANGES: dict[str, Range] = {
     "order": Range(1, 2**16, whole=True),
     "image_size": _PIXELS,
     "resize": _PIXELS,
+    "longest": _PIXELS,
     "contrast": Range(0, 1, above=True, hint="1 is 20 to 80 % of the grey scale"),
     # Of attacks.
     "epsilon": Range(0, 1, hint=_GREY),
@@ -308,6 +309,7 @@ RANGES: dict[str, Range] = {
     "k": _COUNT,
     "min_count": _COUNT,
     "num_examples": _FROM_ZERO,
+    "limit": _COUNT,
     # Of an estimate of cost.
     "teraflops": _POSITIVE,
 }

@@ -27,6 +27,14 @@ def test_a_pytorch_model_is_judged_as_the_docs_show(tmp_path, monkeypatch, capsy
     assert float(lines["mainstay"]) < float(lines["benign"])
 
 
+def test_an_encoder_is_audited_as_the_docs_show(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "audit.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "audit.md", "exec"), {})
+    differ, told = capsys.readouterr().out.split(maxsplit=1)
+    assert differ == "0" and "'rate': " in told
+
+
 def test_no_page_has_blanks_left():
     for page in [README, *(path.read_text() for path in DOCS.glob("*.md"))]:
         assert not re.search(r"[A-Z]+_(TABLE|SECONDS|PLACEHOLDER)|^[A-Z]+$", page, re.MULTILINE)

@@ -89,5 +89,16 @@ def test_an_installed_wheel_does_all(wheel, python, tmp_path):
         assert json.loads(record.read_text())["model"] == model
     _run(bin / "python", "-c", SCRIPT, folder=tmp_path)
     _run(bin / "python", "-m", "saat_jax", "check", "--help", folder=tmp_path)
+
+    audit = ("audit", "--config=audit:dhash", "--config.limit=2", "--config.longest=64")
+    answer = _run(bin / "saat-jax", *audit, folder=tmp_path, status=1)
+    assert 'pip install "saat-jax[hashes]"' in answer or "pip install scikit-image" in answer
+    _run(*pip, f"{wheel}[audit,faiss,onnx]", folder=tmp_path)
+    assert "dhash, 64 bits" in _run(bin / "saat-jax", *audit, folder=tmp_path)
+    assert (tmp_path / "runs" / "audit" / "report.html").is_file()
+    given = ("audit", "--config=audit:run", "--config.encoder=run:hardened", "--workdir=of_run")
+    brief = ("--config.limit=2", "--config.epsilons=(8/255,)")
+    rate = "--config.point.false_match_rate=0.1"
+    assert "run:hardened" in _run(bin / "saat-jax", *given, *brief, rate, folder=tmp_path)
     plan = ("--table=saat:VII", "--scale=small", "--workdir=papers", "--dry-run")
     assert "stages" in _run(bin / "saat-jax", "reproduce", *plan, folder=tmp_path)

@@ -78,7 +78,7 @@ def load_photos(
         >>> photos.names, photos.images[0].shape
         (('0',), (4, 6, 3))
     """
-    options.check_numbers(image_size=longest)
+    options.check_numbers(longest=longest)
     if isinstance(source, Photos):
         names, images = source.names, source.images
     elif isinstance(source, str | os.PathLike):

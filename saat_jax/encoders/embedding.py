@@ -39,8 +39,8 @@ def sign_quantized(
         >>> from saat_jax.encoders import from_jax
         >>> embedding = from_jax(lambda images: images.mean(axis=(1, 2)), image_size=(4, 4))
         >>> signs = sign_quantized(embedding, center=np.array([0.5, 0.5, 0.5]))
-        >>> signs.run([np.full((4, 4, 3), (0, 255, 51), np.uint8)])[0].round(2).tolist()
-        [-0.5, 0.5, -0.3]
+        >>> signs.run([np.full((4, 4, 3), (0, 255, 0), np.uint8)])[0].tolist()
+        [-0.5, 0.5, -0.5]
     """
     size = encoder.num_bits
     shift = np.zeros(size, np.float32) if center is None else np.asarray(center, np.float32)

@@ -84,8 +84,8 @@ def audit(
             point, or an argument is wrong.
         OSError: if something cannot be written.
     """
-    options.check_numbers(epsilons=tuple(epsilons), seed=seed, batch_size=batch_size)
-    options.check_numbers(num_attacked=limit)
+    numbers = {"seed": seed, "batch_size": batch_size, "limit": limit, "longest": longest}
+    options.check_numbers(epsilons=tuple(epsilons), **numbers)
     levels = _levels(epsilons)
     photos = load_photos(images, longest=longest).fitted(encoder.image_size)
     others: Photos | None = None

@@ -66,6 +66,8 @@ class OperatingPoint:
                 f"an operating point must have one of {[*KINDS]}, such as radius=31, got {given}"
             )
         ((kind, value),) = given.items()
+        if KINDS[kind].whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if problem := KINDS[kind].problem(value):
             raise ValueError(f"{kind} {problem}")
         return cls(kind, value)
