@@ -9,7 +9,8 @@ all attacks of configs/attacks.py on each. The variants are those of configs/att
 the published settings, for a GPU; the others are for a CPU: attacks of 100 steps, and all
 defences trained for as many epochs as the demo trains SAAT, with Adam.
 
-"suite" is "digits" under the mainstay attack and, for the worst case, the standard suite.
+"suite" is "digits" under the mainstay attack and, for the worst case, the standard suite; it was
+run with evaluation.attack_suite="cheap" and the seeds 0, 1 and 2.
 
 "digits" was run on 2 CPU cores beside other work, seed 0, in an hour; "small" on Grocery Store
 photos, more briefly, in 72 minutes. Tables and commands are in docs/measured.md. "" has not been

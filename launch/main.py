@@ -86,7 +86,8 @@ def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
     if metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] = _with_cpu_flag(os.environ.get("XLA_FLAGS", ""))
     # With a single thread an encoder that JAX calls back would wait forever.
-    if len(os.sched_getaffinity(0)) == 1:
+    # Systems without affinities are taken to have more.
+    if len(getattr(os, "sched_getaffinity", lambda _: (0, 1))(0)) == 1:
         os.environ.setdefault("PJRT_NPROC", "2")
     logging.getLogger().setLevel(logging.WARNING)
     # Orbax warns that a folder opened for reading is only read, and prints the traceback of a save

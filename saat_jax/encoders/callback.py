@@ -159,7 +159,8 @@ def _encode_fn(
 ) -> Callable[[Any, Array, Array | float], Array]:
     """Soft codes by callbacks; the gradient is asked for at images of the last call."""
     # JAX copies what it hands over in a thread that, of one, the callback itself occupies.
-    alone = len(os.sched_getaffinity(0)) == 1 and "PJRT_NPROC" not in os.environ
+    cores = getattr(os, "sched_getaffinity", lambda _: (0, 1))(0)
+    alone = len(cores) == 1 and "PJRT_NPROC" not in os.environ
     if alone and jax.default_backend() == "cpu":
         raise ValueError(
             "an encoder that JAX calls back would wait forever on a single CPU core; set "
