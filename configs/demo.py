@@ -7,8 +7,8 @@ Variant "smoke" is the same chain with a few images, one epoch and three attack 
 """
 
 # figure: demo summary
-# Run on 2 CPU cores (x86_64, Python 3.11, jax 0.10.2) in about 5 minutes. Hardening: attacked MAP
-# (worst of 2) 21.0 % -> 54.1 % (skill above chance -0.17 -> 0.32), clean MAP 81.7 % -> 77.0 % (-4.7
+# Run on 2 CPU cores (x86_64, Python 3.11, jax 0.10.2) in about 10 minutes. Hardening: attacked MAP
+# (worst of 2) 20.8 % -> 54.0 % (skill above chance -0.18 -> 0.32), clean MAP 82.3 % -> 77.4 % (-4.9
 # points). Base rate 32.7 %.
 # /
 
