@@ -73,7 +73,7 @@ def test_a_config_that_fails_is_answered_with_file_and_line(tmp_path, code, mess
 
 @pytest.mark.parametrize("place", ["nosuch", "nosuch.py", "configs/nosuch.py:small", ".", ""])
 def test_a_config_that_is_not_there_is_answered_with_those_that_are(place):
-    with pytest.raises(ValueError, match=r"no config .*'attacks', 'defenses', 'demo'"):
+    with pytest.raises(ValueError, match=r"no config .*'attacks', 'audit', 'defenses', 'demo'"):
         settings.load_config(place)
 
 

@@ -12,10 +12,6 @@ import pytest
 from PIL import Image
 
 from saat_jax import encoders, pipeline
-from tests import golden
-
-PHOTOS = golden.FOLDER.parent / "data" / "coco256" / "images"
-HASHES = {"pdq": "pdqhash", "phash": "imagehash", "dhash": "imagehash", "ahash": "imagehash"}
 
 
 def _noise(*shapes):
@@ -28,52 +24,6 @@ def _noise(*shapes):
         noisy = smooth + rng.integers(-20, 21, smooth.shape)
         images.append(np.clip(noisy, 0, 255).astype(np.uint8))
     return images
-
-
-@pytest.mark.parametrize("name", HASHES)
-def test_a_perceptual_hash_is_its_librarys_at_any_size(name):
-    pytest.importorskip(HASHES[name])
-    images = _noise((64, 64), (91, 130), (200, 133), (37, 500), (16, 17), (301, 301))
-    found = encoders.parity(encoders.PERCEPTUAL_HASHES[name](), images)
-    assert (found.num_images, found.bits_differ) == (6, 0)
-
-
-@pytest.mark.parametrize("name", HASHES)
-def test_a_perceptual_hash_is_its_librarys_on_photos(name):
-    pytest.importorskip(HASHES[name])
-    if not PHOTOS.is_dir():
-        pytest.skip(f"photos absent: no {PHOTOS}; set GOLDEN_DIR to the golden vectors beside them")
-    paths = sorted(PHOTOS.rglob("*.jpg"))[::10]
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    assert len(images) > 20
-    assert encoders.parity(encoders.PERCEPTUAL_HASHES[name](), images).bits_differ == 0
-
-
-@pytest.mark.parametrize("name", ["dhash", "ahash"])
-def test_bits_that_tie_come_out_as_the_library_has_them(name):
-    pytest.importorskip("imagehash")
-    flat = np.full((50, 60, 3), 90, np.uint8)
-    halves = flat.copy()
-    halves[:, 30:] = 200
-    assert encoders.parity(encoders.PERCEPTUAL_HASHES[name](), [flat, halves]).bits_differ == 0
-
-
-@pytest.mark.parametrize("name", HASHES)
-def test_a_perceptual_hash_has_a_gradient(name):
-    encoder = encoders.PERCEPTUAL_HASHES[name]()
-    image = _noise((80, 96))[0][None] / np.float32(255)
-    gradient = jax.jit(jax.grad(lambda x: encoder.encode_fn({}, x, 0.01)[0, 5]))(image)
-    assert np.isfinite(gradient).all() and np.count_nonzero(gradient) > 100
-
-
-def test_the_box_filter_of_pdq_is_a_running_mean():
-    # Slowly: a window of 5 begins 2 places behind, and is cut at both ends.
-    values = np.random.default_rng(0).random(23)
-    expected = [values[max(i - 2, 0) : i + 3].mean() for i in range(23)]
-    matrix = encoders.perceptual._box_matrix(23, 5)
-    np.testing.assert_allclose(matrix @ values, expected)
-    even = [values[max(i - 1, 0) : i + 3].mean() for i in range(23)]
-    np.testing.assert_allclose(encoders.perceptual._box_matrix(23, 4) @ values, even)
 
 
 def _torch_cnn(torch):

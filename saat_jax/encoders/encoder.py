@@ -48,18 +48,18 @@ class Encoder:
     differentiable: bool = True
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, packages: str) -> Any:
     """Imports an optional module, or says how to install it.
 
     Raises:
-        ModuleNotFoundError: naming the extra of this package that brings it.
+        ModuleNotFoundError: naming the packages that bring it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"this encoder needs {error.name}, which is not installed; install it with: "
-            f'pip install "saat-jax[{extra}]"',
+            f"pip install {packages}",
             name=error.name,
         ) from error
 

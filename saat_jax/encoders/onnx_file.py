@@ -50,7 +50,7 @@ def from_onnx(
         ValueError: if the file cannot be read, has operators that are not known here (all are
             named), or an input or output that is none of images and codes.
     """
-    onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnxruntime")
     path, straight = pathlib.Path(path), ROUNDINGS[rounding]
     try:
         model = onnx.load(path)

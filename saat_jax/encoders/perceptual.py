@@ -19,21 +19,31 @@ from saat_jax.encoders.encoder import Encoder, check_photos, require
 
 Array = jax.Array
 
-# PDQ: side of the small image, of the block of its cosine transform, and how many box filters.
-_PDQ_SIDE, _PDQ_BLOCK, _PDQ_BOXES = 64, 16, 2
+# PDQ: side of the small image, of the block of its cosine transform, and the least of an image.
+_PDQ_SIDE, _PDQ_BLOCK, _PDQ_LEAST = 64, 16, 5
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Pillow's: thousandths in 16 bits, and the bits of the weights of its resizing.
 _PILLOW_LUMA, _WEIGHT_BITS = (19595, 38470, 7471), 22
 _LANCZOS_SUPPORT = 3
 _SIDE = 8
 _PHASH_SIDE = 32
+# By what an output that ties is below zero: less than any two differ by.
+_TIE = 1e-20
 
 
 def pdq() -> Encoder:
-    """PDQ, 256 bits, as the package pdqhash computes it.
+    """PDQ: 256 coefficients of a small image's cosine transform above their median.
+
+    Of images `[batch, height, width, 3]` float32 in [0, 1], as the package pdqhash computes it
+    and with its order of bits. Where coefficients would be equal but for rounding, the library's
+    bits follow from the order of its additions, and those given here may differ:
+    `encoders.parity` counts them. So it is of an image of one colour, of stripes, of a drawing
+    that repeats or is symmetric, and of 8 or 16 pixels on a side, not of photos or noise.
+
+    Raises:
+        ValueError: by the encoder, of images of fewer than 5 pixels on a side: PDQ has no hash.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> encoder = pdq()
         >>> encoder.encode_fn({}, jnp.linspace(0, 1, 80 * 90 * 3).reshape(1, 80, 90, 3), 1.0).shape
         (1, 256)
@@ -41,27 +51,67 @@ def pdq() -> Encoder:
     Reference:
         Facebook, The TMK+PDQF video-hashing algorithm and the PDQ image-hashing algorithm, 2019.
     """
-    return _create("pdq", _PDQ_BLOCK**2, _pdq_outputs, _run_pdq, "pdqhash")
+    return _create("pdq", _PDQ_BLOCK**2, _pdq_outputs, _run_pdq, ["pdqhash"])
 
 
 def phash() -> Encoder:
-    """The cosine transform's 64 lowest coefficients above their median, as ImageHash's `phash`.
+    """pHash: the 64 lowest coefficients of a cosine transform above their median.
 
-    Where coefficients would be zero but for rounding, as of an image of one colour, the bits are
-    the rounding's, and differ from the library's; so are those of `pdq`.
+    Of images `[batch, height, width, 3]` float32 in [0, 1] of any size, as the package ImageHash
+    computes `phash` and with its order of bits. Of a drawing of a few rectangles, some
+    coefficients would be equal but for rounding; their bits may differ, which `encoders.parity`
+    counts.
+
+    Example:
+        >>> encoder = phash()
+        >>> encoder.encode_fn({}, jnp.linspace(0, 1, 80 * 90 * 3).reshape(1, 80, 90, 3), 1.0).shape
+        (1, 64)
+
+    Reference:
+        Zauner, Implementation and benchmarking of perceptual image hash functions, 2010.
+        Differs from it, as ImageHash does: the mean of the image is one of the coefficients.
     """
-    return _create("phash", _SIDE**2, _phash_outputs, _run_imagehash("phash"), "ImageHash")
+    return _create("phash", _SIDE**2, _phash_outputs, _run_imagehash("phash"), _IMAGEHASH)
 
 
 def dhash() -> Encoder:
-    """Whether an 8 x 9 image grows brighter to the right, 64 bits, as ImageHash's `dhash`."""
-    return _create("dhash", _SIDE**2, _dhash_outputs, _run_imagehash("dhash"), "ImageHash")
+    """dHash: whether an image of 8 x 9 pixels grows brighter to the right, 64 bits.
+
+    Of images `[batch, height, width, 3]` float32 in [0, 1] of any size, as the package ImageHash
+    computes `dhash` and with its order of bits.
+
+    Example:
+        >>> encoder = dhash()
+        >>> ramp = jnp.tile(jnp.linspace(0, 1, 90)[:, None], (1, 80, 1, 3))
+        >>> encoder.encode_fn({}, ramp, 1.0)[0, :8].round().tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+    Reference:
+        Krawetz, Kind of like that, hackerfactor.com, 2013.
+    """
+    return _create("dhash", _SIDE**2, _dhash_outputs, _run_imagehash("dhash"), _IMAGEHASH)
 
 
 def ahash() -> Encoder:
-    """An 8 x 8 image above its mean, 64 bits, as ImageHash's `average_hash`."""
-    return _create("ahash", _SIDE**2, _ahash_outputs, _run_imagehash("average_hash"), "ImageHash")
+    """aHash: which of 8 x 8 pixels are brighter than their mean, 64 bits.
 
+    Of images `[batch, height, width, 3]` float32 in [0, 1] of any size, as the package ImageHash
+    computes `average_hash` and with its order of bits.
+
+    Example:
+        >>> encoder = ahash()
+        >>> codes = encoder.encode_fn({}, jnp.zeros((1, 80, 90, 3)).at[:, :, 45:].set(1.0), 1.0)
+        >>> codes[0, :8].tolist()
+        [-1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0]
+
+    Reference:
+        Krawetz, Looks like it, hackerfactor.com, 2011.
+    """
+    return _create("ahash", _SIDE**2, _ahash_outputs, _run_imagehash("average_hash"), _IMAGEHASH)
+
+
+# Pillow, whose resizing changes with its versions, has a part in these hashes.
+_IMAGEHASH = ("ImageHash", "pillow")
 
 # By name, what makes the encoder. One of one's own: PERCEPTUAL_HASHES.register.
 PERCEPTUAL_HASHES: options.Choices[Callable[[], Encoder]] = options.Choices(
@@ -74,12 +124,9 @@ def _create(
     num_bits: int,
     outputs_fn: Callable[[Array], Array],
     run: Callable[[Sequence[np.ndarray]], np.ndarray],
-    package: str,
+    packages: Sequence[str],
 ) -> Encoder:
-    try:
-        runtime = f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        runtime = f"{package}, not installed"
+    runtime = ", ".join(map(_version, packages))
     return Encoder(
         name=name,
         num_bits=num_bits,
@@ -91,16 +138,25 @@ def _create(
     )
 
 
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} (not installed)"
+
+
 def _run_pdq(images: Sequence[np.ndarray]) -> np.ndarray:
-    library = require("pdqhash", "hashes")
+    library = require("pdqhash", "pdqhash")
     check_photos(images)
+    for image in images:
+        _check_pdq_size(*image.shape[:2])
     bits = [library.compute(np.ascontiguousarray(image))[0] for image in images]
     return 2 * np.asarray(bits, np.float32) - 1
 
 
 def _run_imagehash(function: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     def run(images: Sequence[np.ndarray]) -> np.ndarray:
-        library, pillow = require("imagehash", "hashes"), require("PIL.Image", "hashes")
+        library, pillow = require("imagehash", "ImageHash"), require("PIL.Image", "pillow")
         check_photos(images)
         hashes = [getattr(library, function)(pillow.fromarray(image)) for image in images]
         return 2 * np.asarray([found.hash.ravel() for found in hashes], np.float32) - 1
@@ -114,16 +170,26 @@ def _matmul(a: Any, b: Any) -> Array:
 
 def _above(values: Array, limit: Array) -> Array:
     """What is zero or more exactly where a value lies above the limit, not where it is equal."""
-    return values - jnp.nextafter(jax.lax.stop_gradient(limit), jnp.inf)
+    # No step to the next float: of zero it is so small that processors make it zero again.
+    return values - jax.lax.stop_gradient(limit) - _TIE
 
 
+@jax.custom_jvp
 def _through(rounded: Array, smooth: Array) -> Array:
-    """The rounded values, with the gradient of the smooth ones."""
-    return smooth + jax.lax.stop_gradient(rounded - smooth)
+    """The rounded values, with the gradient of the smooth ones.
+
+    By a rule, since the sum of the smooth ones and what rounding adds may be next to a whole
+    number.
+    """
+    return rounded
+
+
+_through.defjvp(lambda values, tangents: (values[0], tangents[1]))
 
 
 def _pdq_outputs(images: Array) -> Array:
     """Coefficients above their median. `[batch, 256]`"""
+    _check_pdq_size(*images.shape[1:3])
     # Of what is sent, in whole levels.
     levels = _through(jnp.round(255 * images), 255 * images)
     luma = jnp.einsum("bhwc,c->bhw", levels, _LUMA, precision=jax.lax.Precision.HIGHEST)
@@ -135,12 +201,21 @@ def _pdq_outputs(images: Array) -> Array:
     return _above(block, median)[:, ::-1]
 
 
+def _check_pdq_size(height: int, width: int) -> None:
+    if min(height, width) < _PDQ_LEAST:
+        raise ValueError(
+            f"pdq hashes images of at least {_PDQ_LEAST} x {_PDQ_LEAST} pixels, got {height} x "
+            f"{width}"
+        )
+
+
 @functools.cache
 def _pdq_matrix(size: int) -> np.ndarray:
     """From pixels along one side to cosine coefficients: all of it is linear. `[16, size]`"""
     box = _box_matrix(size, -(-size // (2 * _PDQ_SIDE)))
     middles = ((np.arange(_PDQ_SIDE) + 0.5) * size / _PDQ_SIDE).astype(int)
-    small = np.linalg.matrix_power(box, _PDQ_BOXES)[middles]
+    # Twice, as a tent has it; only the rows that are kept.
+    small = np.eye(size)[middles] @ box @ box
     return (_cosines(_PDQ_BLOCK + 1, _PDQ_SIDE)[1:] @ small).astype(np.float32)
 
 
@@ -162,14 +237,28 @@ def _cosines(num: int, size: int) -> np.ndarray:
 
 def _phash_outputs(images: Array) -> Array:
     """Coefficients above their median. `[batch, 64]`"""
-    pixels = _pillow_resized(images, _PHASH_SIDE, _PHASH_SIDE)
-    # Without the mean, of which only the first coefficient knows, float32 has digits to spare.
-    mean = jnp.mean(pixels, axis=(1, 2), keepdims=True)
-    cosines = _cosines(_SIDE, _PHASH_SIDE).astype(np.float32)
-    block = _matmul(_matmul(cosines, pixels - mean), cosines.T)
-    block = block.at[:, 0, 0].set(2 * _PHASH_SIDE * mean[:, 0, 0]).reshape(len(images), -1)
+    columns = jnp.swapaxes(_pillow_resized(images, _PHASH_SIDE, _PHASH_SIDE), 1, 2)
+    block = _transformed(jnp.swapaxes(_transformed(columns), 1, 2)).reshape(len(images), -1)
     middle = jnp.sort(block, axis=1)[:, block.shape[1] // 2 - 1 : block.shape[1] // 2 + 1]
     return _above(block, jnp.mean(middle, axis=1, keepdims=True))
+
+
+def _transformed(values: Array) -> Array:
+    """The first 8 cosine coefficients along the last axis.
+
+    Of sums and differences of what lies opposite: where nothing varies or all is symmetric, the
+    library finds coefficients that are exactly zero, and so they are here.
+    """
+    half = values.shape[-1] // 2
+    cosines = _cosines(_SIDE, 2 * half)[:, :half].T.astype(np.float32)
+    mirrored = values[..., ::-1]
+    even, odd = (values + mirrored)[..., :half], (values - mirrored)[..., :half]
+    # Only the first coefficient knows how bright all is.
+    level = even[..., :1]
+    brightness = cosines[:, 0].sum() * np.eye(1, _SIDE // 2, dtype=np.float32)
+    evens = _matmul(even - level, cosines[:, ::2]) + level * brightness
+    both = jnp.stack([evens, _matmul(odd, cosines[:, 1::2])], axis=-1)
+    return both.reshape(*values.shape[:-1], _SIDE)
 
 
 def _dhash_outputs(images: Array) -> Array:
@@ -195,7 +284,11 @@ def _pillow_resized(images: Array, height: int, width: int) -> Array:
     whole = jnp.round(levels).astype(jnp.int32)
     luma = whole @ np.array(_PILLOW_LUMA, np.int32) + (1 << 15) >> 16
     smooth = jnp.einsum("bhwc,c->bhw", levels, _LUMA, precision=jax.lax.Precision.HIGHEST)
-    for axis, size in ((2, width), (1, height)):
+    passes = [(2, width), (1, height)]
+    # Pillow begins with what makes a tall image smaller, since its version 13.
+    if images.shape[1] - height > max(0, 2 * (images.shape[2] - width)):
+        passes.reverse()
+    for axis, size in passes:
         if images.shape[axis] == size:
             continue
         weights = _lanczos_weights(images.shape[axis], size)

@@ -174,7 +174,7 @@ _PARTS: dict[str, tuple[Part, ...]] = {
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task, one of `validation.TASKS`, or "audit" (see `audits.FIELDS`).
+    """Runs the config's task, one of `validation.TASKS`; "audit" has a config of its own.
 
     What is finished in the folder is not done again, what was stopped goes on.
 

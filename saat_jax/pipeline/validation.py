@@ -36,7 +36,7 @@ ATTACK_SUITES: options.Choices[str] = options.Choices(
 TASKS: options.Choices[bool] = options.Choices(
     "task",
     {
-        **dict.fromkeys(("train_hash", "harden", "encode", "search", "report"), False),
+        **dict.fromkeys(("train_hash", "harden", "encode", "search", "report", "audit"), False),
         **{f"train_{kind}": False for kind in defenses.DEFENSES},
         **dict.fromkeys(("evaluate", "attack", "compare_attacks", "chain", "transfer"), True),
     },

@@ -102,7 +102,7 @@ def faiss_index(kind: str = "flat", **given: int) -> MakeIndex:
     options.check_numbers(**given)
 
     def make(outputs: np.ndarray) -> Index:
-        library = _require("faiss", "faiss")
+        library = _require("faiss", "faiss-cpu")
         codes = pack(outputs)
         index = create(library, 8 * codes.shape[1], **given)
         if kind == "ivf":
@@ -138,7 +138,7 @@ def pgvector_index(address: str, *, table: str = _NAME, approximate: bool = Fals
     options.check_name("table", table)
 
     def make(outputs: np.ndarray) -> Index:
-        library = _require("psycopg", "pgvector")
+        library = _require("psycopg", "'psycopg[binary]'")
         connection = library.connect(address, autocommit=True)
         num_bits = outputs.shape[1]
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -214,12 +214,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(size > 0, size, 1)
 
 
-def _require(module: str, extra: str) -> Any:
+def _require(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"this index needs {error.name}, which is not installed; install it with: "
-            f'pip install "saat-jax[{extra}]"',
+            f"pip install {package}",
             name=error.name,
         ) from error
