@@ -3,21 +3,20 @@
     python -m benchmarks.suite_cost WORKDIR:MODEL
 
 Searches for one batch of the model's queries by each kind of member, and takes PGD's steps of the
-reported attack, which are little more than their passes; programs take turns. Prints for each
-member the time of a query beyond that of its passes, the sum of the presets, and the memory that
-XLA gives the program beside its arguments.
+reported attack, which are little more than their passes; they take turns. Prints for each member
+the time of a query beyond that of its passes, and the memory that XLA gives the program beside its
+arguments.
 """
 
 import argparse
 import pathlib
 import statistics
-from collections.abc import Callable
+import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import interleaved
 from saat_jax import datasets, evaluation, files
 from saat_jax.evaluation import judging
 from saat_jax.pipeline.runs import Run
@@ -26,23 +25,21 @@ NUM_QUERIES, EPSILON = 100, 8 / 255
 
 
 def members() -> dict[str, evaluation.AttackSettings]:
-    """Those of the full preset, and the reported attack in as many steps."""
-    suite = evaluation.standard_suite(epsilon=EPSILON)
+    """One of each kind in the presets, and the reported attack in as many steps."""
     reported = evaluation.AttackSettings.create(
         attack="mainstay", targeted=False, epsilon=EPSILON, step_size=1 / 255, num_steps=100
     )
-    both = suite.members | dict(evaluation.standard_suite(epsilon=EPSILON, preset="cheap").members)
-    return {"reported": reported, **both}
+    suite = evaluation.standard_suite(epsilon=EPSILON)
+    kinds = ("flips_1", "sharp_gain_1", "soft_gain", "votes")
+    return {"reported": reported, **{kind: suite.members[kind] for kind in kinds}}
 
 
-def make_search(place: str, name: str) -> Callable[[], Any]:
-    """One member's search for a batch."""
-    compiled, arguments, arrays = _compiled(place, members()[name])
-    return lambda: jax.block_until_ready(compiled(*arguments, **arrays))
-
-
-def _compiled(place: str, settings: evaluation.AttackSettings) -> tuple[Any, Any, Any]:
-    workdir, _, name = place.rpartition(":")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", help="WORKDIR:MODEL")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    workdir, _, name = given.place.rpartition(":")
     config = files.read_json(pathlib.Path(workdir) / "config.json", cure="name a run's folder")
     run = Run(config, workdir, guest=True)
     found = run.load_model(name)
@@ -59,42 +56,29 @@ def _compiled(place: str, settings: evaluation.AttackSettings) -> tuple[Any, Any
     images = datasets.load_images(
         run.data.query, rows, image_size=run.data.image_size, resize=run.data.resize
     )
-    target_codes = settings.target_codes(model.known)
-    codes = jax.tree.map(lambda array: array[rows], target_codes.codes)
-    arguments = (found.variables, images, codes, jax.random.split(jax.random.key(0), NUM_QUERIES))
-    search = jax.jit(settings.build(found.encode_fn, target_codes))
-    return (
-        search.lower(*arguments, **target_codes.arrays).compile(),
-        arguments,
-        target_codes.arrays,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("place", help="WORKDIR:MODEL")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    # Starts of one kind take the same time.
-    kinds = {n: m for n, m in members().items() if not n.endswith(("_2", "_3", "_4"))}
-    programs: dict[str, interleaved.Program] = {
-        name: (make_search, {"place": given.place, "name": name}, {}) for name in kinds
-    }
-    results = interleaved.take_turns(programs, rounds=given.rounds)
-    reported = results["reported"].seconds
-    beyond = {}
+    programs: dict[str, Any] = {}
+    for kind, member in members().items():
+        target_codes = member.target_codes(model.known)
+        codes = jax.tree.map(lambda array: array[rows], target_codes.codes)
+        keys = jax.random.split(jax.random.key(0), NUM_QUERIES)
+        arguments = (found.variables, images, codes, keys)
+        search = jax.jit(member.build(found.encode_fn, target_codes))
+        compiled = search.lower(*arguments, **target_codes.arrays).compile()
+        programs[kind] = compiled, arguments, target_codes.arrays
+    seconds: dict[str, list[float]] = {kind: [] for kind in programs}
+    for _ in range(given.rounds):
+        for kind, (compiled, arguments, arrays) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments, **arrays))
+            seconds[kind].append(time.perf_counter() - start)
     print(f"{'':18} ms a query  beyond its passes     MiB")
-    for name, member in kinds.items():
-        passes = member.passes[1] / 100 or member.passes[0] / 300
-        extra = [a - passes * b for a, b in zip(results[name].seconds, reported, strict=True)]
-        beyond[name.removesuffix("_1")] = 1000 * statistics.median(extra) / NUM_QUERIES
-        memory = _compiled(given.place, member)[0].memory_analysis().temp_size_in_bytes / 2**20
-        time = 1000 * results[name].median / NUM_QUERIES
-        print(f"{name:18} {time:10.1f} {beyond[name.removesuffix('_1')]:18.1f} {memory:7.0f}")
-    for preset in ("cheap", "full"):
-        suite = evaluation.standard_suite(epsilon=EPSILON, preset=preset)
-        total = sum(beyond[name.rstrip("_1234")] for name in suite.members)
-        print(f"{preset}: {total:.0f} ms a query beyond its passes")
+    for kind, member in members().items():
+        passes = member.passes[1] / 100
+        pairs = zip(seconds[kind], seconds["reported"], strict=True)
+        beyond = statistics.median(mine - passes * base for mine, base in pairs)
+        memory = programs[kind][0].memory_analysis().temp_size_in_bytes / 2**20
+        time_of_query = 1000 * statistics.median(seconds[kind]) / NUM_QUERIES
+        print(f"{kind:18} {time_of_query:10.1f} {1000 * beyond / NUM_QUERIES:18.1f} {memory:7.0f}")
 
 
 if __name__ == "__main__":
