@@ -18,6 +18,7 @@ LIBRARY = (
         "files",
         "hamming",
         "labels",
+        "lazy",
         "options",
         "optimizers",
         "parallel",

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax import options, parallel
-from saat_jax.datasets import images, lazy
+from saat_jax import lazy, options, parallel
+from saat_jax.datasets import images
 from saat_jax.datasets.splits import Split
 
 Batch = dict[str, np.ndarray]

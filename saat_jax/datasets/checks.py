@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from saat_jax import options, parallel
-from saat_jax.datasets import images, lazy
+from saat_jax import lazy, options, parallel
+from saat_jax.datasets import images
 from saat_jax.datasets.splits import Dataset
 
 REMAP = "--remap OLD=NEW, in a config data.remap"

@@ -7,8 +7,7 @@ Reference:
 
 import numpy as np
 
-from saat_jax import options
-from saat_jax.datasets import lazy
+from saat_jax import lazy, options
 from saat_jax.datasets.splits import Dataset, Split
 
 _CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saat_jax import options
-from saat_jax.datasets import lazy
+from saat_jax import lazy, options
 from saat_jax.datasets.splits import Split
 
 T = TypeVar("T")

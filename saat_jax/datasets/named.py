@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax.datasets import images, lazy
+from saat_jax import lazy
+from saat_jax.datasets import images
 from saat_jax.datasets.checks import check_dataset
 from saat_jax.datasets.splits import Dataset, Split
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax import files, options, parallel
-from saat_jax.datasets import images, lazy
+from saat_jax import files, lazy, options, parallel
+from saat_jax.datasets import images
 from saat_jax.datasets.splits import Dataset, Split
 
 _SPLITS = ("train", "query", "database")

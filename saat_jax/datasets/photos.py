@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saat_jax import options
-from saat_jax.datasets import lazy
+from saat_jax import lazy, options
 from saat_jax.datasets.images import decode_image, open_image, reason
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")

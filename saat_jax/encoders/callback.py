@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax.encoders.encoder import Encoder, by_shape, check_photos, require
+from saat_jax import lazy
+from saat_jax.encoders.encoder import Encoder, by_shape, check_photos
 
 Array = jax.Array
 Normalisation = float | Sequence[float]
@@ -39,7 +40,7 @@ def from_torch(
         ModuleNotFoundError: if PyTorch is not installed.
         ValueError: if the module gives no such outputs.
     """
-    torch = require("torch", "torch")
+    torch = lazy.require("torch")
     module.eval()
     calls = _TorchCalls(torch, module, mean, deviation)
     num_bits = _num_bits(calls.outputs, image_size, name)

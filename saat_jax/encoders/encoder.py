@@ -1,7 +1,6 @@
 """What every encoder is: images in, codes out."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,22 +45,6 @@ class Encoder:
     fingerprint: str
     image_size: tuple[int, int] | None = None
     differentiable: bool = True
-
-
-def require(module: str, packages: str) -> Any:
-    """Imports an optional module, or says how to install it.
-
-    Raises:
-        ModuleNotFoundError: naming the packages that bring it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"this encoder needs {error.name}, which is not installed; install it with: "
-            f"pip install {packages}",
-            name=error.name,
-        ) from error
 
 
 def check_photos(

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import options
+from saat_jax import lazy, options
 from saat_jax.encoders.callback import Normalisation
-from saat_jax.encoders.encoder import Encoder, by_shape, require
+from saat_jax.encoders.encoder import Encoder, by_shape
 from saat_jax.encoders.onnx_operators import OPERATORS, Node
 
 # Whether rounding in a quantised network has the gradient of what it rounds, or none.
@@ -50,7 +50,7 @@ def from_onnx(
         ValueError: if the file cannot be read, has operators that are not known here (all are
             named), or an input or output that is none of images and codes.
     """
-    onnx, runtime = require("onnx", "onnx"), require("onnxruntime", "onnxruntime")
+    onnx, runtime = lazy.require("onnx"), lazy.require("onnxruntime")
     path, straight = pathlib.Path(path), ROUNDINGS[rounding]
     try:
         model = onnx.load(path)

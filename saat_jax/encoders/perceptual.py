@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import options
-from saat_jax.encoders.encoder import Encoder, check_photos, require
+from saat_jax import lazy, options
+from saat_jax.encoders.encoder import Encoder, check_photos
 
 Array = jax.Array
 
@@ -146,7 +146,7 @@ def _version(package: str) -> str:
 
 
 def _run_pdq(images: Sequence[np.ndarray]) -> np.ndarray:
-    library = require("pdqhash", "pdqhash")
+    library = lazy.require("pdqhash")
     check_photos(images)
     for image in images:
         _check_pdq_size(*image.shape[:2])
@@ -156,7 +156,7 @@ def _run_pdq(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def _run_imagehash(function: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     def run(images: Sequence[np.ndarray]) -> np.ndarray:
-        library, pillow = require("imagehash", "ImageHash"), require("PIL.Image", "pillow")
+        library, pillow = lazy.require("imagehash"), lazy.require("PIL.Image")
         check_photos(images)
         hashes = [getattr(library, function)(pillow.fromarray(image)) for image in images]
         return 2 * np.asarray([found.hash.ravel() for found in hashes], np.float32) - 1

@@ -6,13 +6,12 @@ some: that is what an attacker meets.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from saat_jax import hamming, options
+from saat_jax import hamming, lazy, options
 from saat_jax.retrieval.points import OperatingPoint
 
 _NAME = "saat_jax_codes"
@@ -102,7 +101,7 @@ def faiss_index(kind: str = "flat", **given: int) -> MakeIndex:
     options.check_numbers(**given)
 
     def make(outputs: np.ndarray) -> Index:
-        library = _require("faiss", "faiss-cpu")
+        library = lazy.require("faiss")
         codes = pack(outputs)
         index = create(library, 8 * codes.shape[1], **given)
         if kind == "ivf":
@@ -138,7 +137,7 @@ def pgvector_index(address: str, *, table: str = _NAME, approximate: bool = Fals
     options.check_name("table", table)
 
     def make(outputs: np.ndarray) -> Index:
-        library = _require("psycopg", "'psycopg[binary]'")
+        library = lazy.require("psycopg")
         connection = library.connect(address, autocommit=True)
         num_bits = outputs.shape[1]
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -212,14 +211,3 @@ class _Rescored:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     size = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(size > 0, size, 1)
-
-
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"this index needs {error.name}, which is not installed; install it with: "
-            f"pip install {package}",
-            name=error.name,
-        ) from error

@@ -8,6 +8,9 @@ from types import ModuleType
 # What brings a module, where it is called otherwise; TFDS does not bring TensorFlow itself.
 _PACKAGES = {
     "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "imagehash": "ImageHash",
+    "psycopg": "'psycopg[binary]'",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow tensorflow-datasets",
