@@ -748,7 +748,7 @@ def test_rounding_stays_inside_the_ball():
     images = np.array([0.0, 0.5, 1.0, 100 / 255], np.float32)
     epsilon = 7.65 / 255
     adversarial = np.clip(images + np.float32(epsilon), 0, 1)
-    levels = crafting._round_inside(adversarial, images, epsilon)
+    levels = crafting.round_inside(adversarial, images, epsilon)
     # 7.65 would round to 8 levels; 127.5 + 7.65 = 135.15 to 135.
     np.testing.assert_array_equal(levels, [7, 135, 255, 107])
 

@@ -212,7 +212,7 @@ class AveragePrecision:
 
     def gain(self, outputs: Array) -> Array:
         """Average precision of the codes, with the sign. `[batch]`"""
-        codes = jnp.where(outputs >= 0, 1.0, -1.0)
+        codes = hamming.binarize(outputs)
         return self.sign * self.ranking.average_precision(codes, self.relevant)
 
     def flip_gains(self, codes: Array) -> Array:

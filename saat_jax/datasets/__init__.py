@@ -16,7 +16,7 @@ from saat_jax import options
 from saat_jax.datasets.batches import eval_batches, steps_per_epoch, train_batches
 from saat_jax.datasets.checks import ManifestError, check_dataset
 from saat_jax.datasets.digits import load_digits
-from saat_jax.datasets.images import check_sizes, load_images, resize_crop_geometry
+from saat_jax.datasets.images import check_sizes, load_images, resize_crop_geometry, write_png
 from saat_jax.datasets.lists import load_lists, parse_remap
 from saat_jax.datasets.named import load_tfds
 from saat_jax.datasets.packed import load_packed, pack_images
@@ -42,6 +42,7 @@ __all__ = [
     "resize_crop_geometry",
     "steps_per_epoch",
     "train_batches",
+    "write_png",
 ]
 
 # The names a config may use; `register` adds a source of one's own, whose options are its keywords.

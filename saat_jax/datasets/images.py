@@ -11,13 +11,14 @@ import concurrent.futures
 import errno
 import io
 import os
+import pathlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from saat_jax import lazy, options
+from saat_jax import files, lazy, options
 from saat_jax.datasets.splits import Split
 
 T = TypeVar("T")
@@ -154,6 +155,13 @@ def fit_image(
     square = (left, top, left + image_size, top + image_size)
     fitted = np.asarray(image.resize(size, bilinear).crop(square))
     return fitted if draw is None or draw[2] >= 0.5 else fitted[:, ::-1]
+
+
+def write_png(path: pathlib.Path, levels: np.ndarray) -> None:
+    """Writes `[height, width, 3]` uint8 as a PNG, whole or not at all."""
+    image = lazy.require("PIL.Image").fromarray(levels)
+    with files.replacing(path) as temporary:
+        image.save(temporary, format="png")
 
 
 def read_row(

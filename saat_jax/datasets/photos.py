@@ -83,18 +83,30 @@ def load_photos(
     elif isinstance(source, str | os.PathLike):
         names, images = _read(source)
     else:
-        names, images = _numbered(source)
+        check_photos(source)
+        names, images = tuple(map(str, range(len(source)))), tuple(source)
     return Photos(names, tuple(_shrunk(image, longest) for image in images))
 
 
-def _numbered(given: Sequence[np.ndarray]) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
-    if not len(given):
+def check_photos(
+    images: Sequence[np.ndarray], *, image_size: tuple[int, int] | None = None
+) -> None:
+    """Refuses what is no list of `[height, width, 3]` uint8 images, of one size if it is given.
+
+    Raises:
+        ValueError: saying what an image is, and what it should be.
+    """
+    if not len(images):
         raise ValueError("expected at least one image, got none")
-    for image in given:
-        if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            got = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
-            raise ValueError(f"an image must be uint8 [height, width, 3], got {got}")
-    return tuple(str(row) for row in range(len(given))), tuple(given)
+    for image in images:
+        shape = np.shape(image)
+        wanted = (*(image_size or shape[:2]), 3)
+        if getattr(image, "dtype", None) != np.uint8 or shape != wanted or 0 in shape:
+            expected = ", ".join(map(str, wanted if image_size else ("height", "width", 3)))
+            raise ValueError(
+                f"an image must be uint8 [{expected}], got "
+                f"{getattr(image, 'dtype', type(image).__name__)} {list(shape)}"
+            )
 
 
 def _read(
@@ -135,17 +147,10 @@ def _shrunk(image: np.ndarray, longest: int | None) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def as_file(image: np.ndarray, kind: str, quality: int | None = None) -> np.ndarray:
-    """What is left of an image that was saved and read again.
-
-    Args:
-        image: `[height, width, 3]` uint8.
-        kind: "png" or "jpeg".
-        quality: of JPEG.
-    """
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """What is left of a `[height, width, 3]` uint8 image that was saved as JPEG and read again."""
     buffer = io.BytesIO()
-    given = {} if quality is None else {"quality": quality}
-    lazy.require("PIL.Image").fromarray(image).save(buffer, format=kind, **given)
+    lazy.require("PIL.Image").fromarray(image).save(buffer, format="jpeg", quality=quality)
     return np.asarray(decode_image(buffer.getvalue()))
 
 
@@ -162,8 +167,8 @@ def edited(image: np.ndarray) -> dict[str, np.ndarray]:
     brighter = np.clip(np.round(1.1 * image.astype(np.float32)), 0, 255).astype(np.uint8)
     noise = np.random.default_rng(0).integers(-8, 9, image.shape)
     return {
-        "JPEG 95": as_file(image, "jpeg", 95),
-        "JPEG 75": as_file(image, "jpeg", 75),
+        "JPEG 95": as_jpeg(image, 95),
+        "JPEG 75": as_jpeg(image, 75),
         "half size": np.asarray(half),
         "crop 5 %": image[margin_y : height - margin_y, margin_x : width - margin_x],
         "10 % brighter": brighter,

@@ -1,12 +1,12 @@
 """Any image -> code function behind one small type.
 
 An `Encoder` has codes of images, differentiable soft outputs where there are any, and the runtime
-whose word counts. Knows nothing of attacks, labels or points.
+whose word counts. Knows nothing of labels or points, and of attacks how they get at logits.
 """
 
 from saat_jax.encoders.callback import from_function, from_torch
 from saat_jax.encoders.embedding import sign_quantized
-from saat_jax.encoders.encoder import Encoder, Parity, by_shape, check_photos, parity
+from saat_jax.encoders.encoder import Encoder, Parity, by_shape, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
 from saat_jax.encoders.onnx_file import ROUNDINGS, from_onnx
 from saat_jax.encoders.onnx_operators import OPERATORS
@@ -20,7 +20,6 @@ __all__ = [
     "Parity",
     "ahash",
     "by_shape",
-    "check_photos",
     "dhash",
     "from_encode_fn",
     "from_function",

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import lazy
-from saat_jax.encoders.encoder import Encoder, by_shape, check_photos
+from saat_jax.datasets.photos import check_photos
+from saat_jax.encoders.encoder import Encoder, by_shape
 
 Array = jax.Array
 Normalisation = float | Sequence[float]

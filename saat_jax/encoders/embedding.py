@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax.encoders.encoder import Encoder
+from saat_jax import attacks
+from saat_jax.encoders.encoder import STRAIGHT, Encoder
 
 Array = jax.Array
-# A tanh scale at which tanh of most numbers is nearly straight.
-_SMALL = 1e-3
 
 
 def sign_quantized(
@@ -60,7 +59,7 @@ def sign_quantized(
         )
 
     def encode_fn(variables: Any, images: Array, alpha: Array | float) -> Array:
-        embedding = jnp.arctanh(encoder.encode_fn(variables, images, _SMALL)) / _SMALL
+        embedding = attacks.logits_of(encoder.encode_fn, variables, images, STRAIGHT)
         return jnp.tanh(alpha * turned(embedding))
 
     def run(images: Sequence[np.ndarray]) -> np.ndarray:

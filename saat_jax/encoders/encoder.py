@@ -7,11 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from saat_jax import attacks
+from saat_jax.datasets.photos import check_photos
 from saat_jax.hamming import EncodeFn
 
 Array = jax.Array
 
 _AT_A_TIME = 32
+# A tanh scale at which tanh is nearly straight, of outputs that are not large.
+STRAIGHT = attacks.LogitScale(1e-3, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +49,6 @@ class Encoder:
     fingerprint: str
     image_size: tuple[int, int] | None = None
     differentiable: bool = True
-
-
-def check_photos(
-    images: Sequence[np.ndarray], *, image_size: tuple[int, int] | None = None
-) -> None:
-    """Refuses what is no list of `[height, width, 3]` uint8 images, of one size if it is given.
-
-    Raises:
-        ValueError: saying what an image is, and what it should be.
-    """
-    if not len(images):
-        raise ValueError("expected at least one image, got none")
-    for image in images:
-        shape = np.shape(image)
-        wanted = (*(image_size or shape[:2]), 3)
-        if getattr(image, "dtype", None) != np.uint8 or shape != wanted or 0 in shape:
-            expected = ", ".join(map(str, wanted if image_size else ("height", "width", 3)))
-            raise ValueError(
-                f"an image must be uint8 [{expected}], got "
-                f"{getattr(image, 'dtype', type(image).__name__)} {list(shape)}"
-            )
 
 
 def by_shape(
@@ -123,25 +106,28 @@ class Parity:
     largest_difference: float | None
 
 
-def parity(encoder: Encoder, images: Sequence[np.ndarray]) -> Parity:
+def parity(
+    encoder: Encoder, images: Sequence[np.ndarray], outputs: np.ndarray | None = None
+) -> Parity:
     """Compares the codes that are attacked with those of the encoder's own runtime.
 
     Args:
         encoder: the encoder.
         images: each `[height, width, 3]` uint8.
+        outputs: what `encoder.run` gives for them, where it is known.
     """
-    own = encoder.run(images)
+    own = encoder.run(images) if outputs is None else outputs
     encode_fn = jax.jit(encoder.encode_fn)
     # Small, so that tanh is straight.
     alpha = 1e-3 / max(1e-6, float(np.median(np.abs(own))))
     attacked = by_shape(images, lambda batch: encode_fn(encoder.variables, batch, alpha))
     differ = (own >= 0) != (attacked >= 0)
     only_bits = bool(np.all(np.abs(own) == 1))
-    outputs = np.arctanh(np.clip(attacked.astype(np.float64), -1 + 1e-12, 1 - 1e-12)) / alpha
+    found = np.arctanh(np.clip(attacked.astype(np.float64), -1 + 1e-12, 1 - 1e-12)) / alpha
     return Parity(
         num_images=len(images),
         num_bits=differ.size,
         bits_differ=int(differ.sum()),
         images_differ=int(differ.any(axis=1).sum()),
-        largest_difference=None if only_bits else float(np.abs(outputs - own).max()),
+        largest_difference=None if only_bits else float(np.abs(found - own).max()),
     )

@@ -9,14 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import networks
-from saat_jax.encoders.encoder import Encoder, by_shape
+from saat_jax import attacks, networks
+from saat_jax.encoders.encoder import STRAIGHT, Encoder, by_shape
 from saat_jax.hamming import EncodeFn
 
 Array = jax.Array
-
-# A tanh scale at which tanh is nearly straight, of logits that are not.
-_SMALL = 0.01
 
 
 def from_jax(
@@ -74,11 +71,11 @@ def from_encode_fn(
         image_size: `(height, width)` that it takes.
         name: for tables and records.
     """
-    encoder = jax.jit(encode_fn)
+    outputs = jax.jit(lambda v, images: attacks.logits_of(encode_fn, v, images, STRAIGHT))
     return _create(
         encode_fn,
         variables,
-        lambda variables, images: jnp.arctanh(encoder(variables, images, _SMALL)) / _SMALL,
+        outputs,
         image_size=image_size,
         name=name,
     )

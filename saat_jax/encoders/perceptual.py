@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import lazy, options
-from saat_jax.encoders.encoder import Encoder, check_photos
+from saat_jax.datasets.photos import check_photos
+from saat_jax.encoders.encoder import Encoder
 
 Array = jax.Array
 

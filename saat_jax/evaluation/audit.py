@@ -8,7 +8,7 @@ a channel, encoded by the encoder's own runtime.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from saat_jax import files, hamming, options, retrieval
-from saat_jax.datasets.photos import Photos, as_file, edited, load_photos
+from saat_jax import datasets, files, options, retrieval
+from saat_jax.datasets.photos import Photos, as_jpeg, edited, load_photos
 from saat_jax.encoders import Encoder, parity
 from saat_jax.evaluation import flags, matcher
 from saat_jax.evaluation.matcher import Fooled, Matcher, Task
@@ -25,15 +25,13 @@ from saat_jax.evaluation.record_files import RecordFiles, digest_of
 from saat_jax.retrieval import OperatingPoint, Rate
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-# How the attacked image may be sent; the first is what the searches are judged by.
-_SENT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "png": lambda image: as_file(image, "png"),
-    "jpeg_95": lambda image: as_file(image, "jpeg", 95),
-    "jpeg_75": lambda image: as_file(image, "jpeg", 75),
-}
+# As what the attacked image may be sent beside PNG, by which the searches are judged.
+_QUALITIES = (95, 75)
 # Images that are encoded again to see whether the codes stay; of each task, shown on the page; of
 # which the distances of all pairs are kept.
 _NUM_AGAIN, _NUM_EXAMPLES, _NUM_PAIRED = 8, 4, 200
+# What is told of an encoder.
+_TOLD = ("name", "num_bits", "runtime", "fingerprint", "image_size", "differentiable")
 Record = dict[str, Any]
 Images = str | os.PathLike[str] | Sequence[np.ndarray] | Photos
 
@@ -166,12 +164,13 @@ def _make(
                 by_level[level] = fooled.after([None, *by_level.values()][-1])
             smallest = made.smallest(task, by_level, parts)
             found[task.name] = by_level
+            outputs = {level: made.encoder.run(by_level[level].images) for level in levels}
             record["tasks"][task.name] = [
-                {"epsilon": level / 255, **_told(made, task, fooled)}
+                {"epsilon": level / 255, **_told(made, task, fooled, outputs[level])}
                 for level, fooled in by_level.items()
             ]
             record["smallest_epsilon"][task.name] = _quartiles(smallest)
-            arrays |= _kept(made, task, by_level, smallest)
+            arrays |= _kept(made, task, by_level, smallest, outputs)
             _save_images(place.folder / "images" / task.name, made, task, by_level)
     record["flags"] = flags.raised(_flags(made, record, found))
     record["identity"] = place.identity
@@ -203,18 +202,8 @@ def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, 
         }
     passes = len(made.members) * (matcher.NUM_STEPS + 1)
     record = {
-        "encoder": {
-            field: getattr(encoder, field)
-            for field in (
-                "name",
-                "num_bits",
-                "runtime",
-                "fingerprint",
-                "image_size",
-                "differentiable",
-            )  # fmt: skip
-        },
-        "parity": dataclasses.asdict(parity(encoder, made.photos.images)),
+        "encoder": {field: getattr(encoder, field) for field in _TOLD},
+        "parity": dataclasses.asdict(parity(encoder, made.photos.images, made.outputs)),
         "images": {"number": len(made.photos), "fingerprint": made.photos.fingerprint()},
         "listed": len(made.listed),
         "point": {**point.asdict(), "false_match": false_match},
@@ -231,7 +220,7 @@ def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, 
         "device": jax.devices()[0].device_kind,
     }
     few = made.listed_outputs[:_NUM_PAIRED]
-    apart = made.apart(few, np.broadcast_to(few, (len(few), *few.shape)))
+    apart = point.apart(few, np.broadcast_to(few, (len(few), *few.shape)))
     arrays = {
         "names": np.array(made.photos.names),
         "listed_names": np.array(made.listed.names),
@@ -241,22 +230,24 @@ def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, 
     if point.kind == "cosine":
         arrays["listed_outputs"] = made.listed_outputs
     else:
-        arrays["listed_codes"] = np.asarray(
-            hamming.pack_codes(np.where(made.listed_outputs >= 0, 1, -1))
-        )
+        arrays["listed_codes"] = retrieval.pack(made.listed_outputs)
     return record, arrays
 
 
-def _told(made: Matcher, task: Task, fooled: Fooled) -> Record:
-    """What is said of a task within one radius."""
+def _told(made: Matcher, task: Task, fooled: Fooled, outputs: np.ndarray) -> Record:
+    """What is said of a task within one radius, of images and what they are encoded to."""
     told: Record = {}
-    outputs = {name: made.encoder.run([*map(send, fooled.images)]) for name, send in _SENT.items()}
-    for name, found in outputs.items():
+    sent = {
+        f"jpeg_{quality}": made.encoder.run([as_jpeg(image, quality) for image in fooled.images])
+        for quality in _QUALITIES
+    }
+    # A PNG has every level of an image.
+    for name, found in {"png": outputs, **sent}.items():
         told[name] = Rate(int(np.sum(made.gain(task, found) > 0)), len(task.rows)).asdict()
-    told["changed"] = _quartiles(made.changed(task, outputs["png"]))
+    told["changed"] = _quartiles(made.changed(task, outputs))
     told["indexes"] = {
         index: Rate(int(np.sum(match == (task.sign > 0))), len(task.rows)).asdict()
-        for index, match in made.by_index(outputs["png"], task.wanted).items()
+        for index, match in made.by_index(outputs, task.wanted).items()
     }
     names = [*made.members, matcher.GRADIENT_FREE]
     counts = np.bincount(fooled.member, minlength=len(names)).tolist()
@@ -265,7 +256,11 @@ def _told(made: Matcher, task: Task, fooled: Fooled) -> Record:
 
 
 def _kept(
-    made: Matcher, task: Task, by_level: Mapping[int, Fooled], smallest: np.ndarray
+    made: Matcher,
+    task: Task,
+    by_level: Mapping[int, Fooled],
+    smallest: np.ndarray,
+    outputs: Mapping[int, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """What is kept of every attacked image, and a few of them: those first that change least."""
     every = by_level.values()
@@ -275,21 +270,20 @@ def _kept(
         "smallest": smallest,
         "gain": np.stack([fooled.gain for fooled in every]),
         "member": np.stack([fooled.member for fooled in every]),
-        "apart": np.stack([made.changed(task, made.encoder.run(f.images)) for f in every]),
+        "apart": np.stack([made.changed(task, found) for found in outputs.values()]),
     }
     for number, place in enumerate(np.argsort(smallest, kind="stable")[:_NUM_EXAMPLES]):
         done = [level for level, fooled in by_level.items() if fooled.gain[place] > 0]
         level = [*done, [*by_level][-1]][0]
-        one, attacked = task.some(np.array([place])), by_level[level].images[place]
-        outputs, row = made.encoder.run([attacked]), task.rows[place]
-        nearest = np.argmin(made.apart(outputs, made.listed_outputs[one.wanted])[0])
+        one, row, output = task.some(np.array([place])), task.rows[place], outputs[level][[place]]
+        apart = made.point.apart(output, made.listed_outputs[one.wanted])[0]
         before = made.changed(one, made.outputs[[row]])[0]
         kept |= {
             f"example_{number}/name": made.photos.names[row],
             f"example_{number}/original": made.photos.images[row],
-            f"example_{number}/attacked": attacked,
-            f"example_{number}/wanted": made.listed.images[one.wanted[0, nearest]],
-            f"example_{number}/told": [level, before, made.changed(one, outputs)[0], bool(done)],
+            f"example_{number}/attacked": by_level[level].images[place],
+            f"example_{number}/wanted": made.listed.images[one.wanted[0, np.argmin(apart)]],
+            f"example_{number}/told": [level, before, apart.min(), bool(done)],
         }
     return {f"{task.name}/{name}": np.asarray(value) for name, value in kept.items()}
 
@@ -298,14 +292,10 @@ def _save_images(
     folder: pathlib.Path, made: Matcher, task: Task, by_level: Mapping[int, Fooled]
 ) -> None:
     """The attacked images as PNG, a folder for each radius."""
-    from PIL import Image
-
     for level, fooled in by_level.items():
         for row, image in zip(task.rows, fooled.images, strict=True):
             path = folder / str(level) / pathlib.Path(made.photos.names[row]).with_suffix(".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as temporary:
-                Image.fromarray(image).save(temporary, format="png")
+            datasets.write_png(path, image)
 
 
 def _flags(

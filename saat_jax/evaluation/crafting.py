@@ -157,7 +157,7 @@ def attack_queries(
         seed,
         compiled,
     )
-    results = [] if parts is None else _finished_parts(parts)
+    results = [] if parts is None else finished_parts(parts)
     with tqdm(total=attack.num_queries, desc=title, disable=not progress, unit="image") as bar:
         bar.update(sum(len(part["row"]) for part in results))
         for number, batch in enumerate(batches_from(len(results)), len(results)):
@@ -238,7 +238,7 @@ class _BatchAttack:
         adversarial = np.asarray(crafted)
         part["seconds"] = np.array(time.perf_counter() - start)
         _audit(image[real], adversarial[real], self._epsilon)
-        rounded = _round_inside(adversarial, image, self._epsilon)
+        rounded = round_inside(adversarial, image, self._epsilon)
         _audit(image[real], rounded[real] / np.float32(255), self._epsilon)
         part["rounded_codes"] = self._codes(rounded.astype(np.float32) / 255)[real]
         for name in filter(None, self._models):
@@ -301,7 +301,7 @@ def _all_rows(values: list[np.ndarray], rows: list[np.ndarray], wanted: np.ndarr
     return full
 
 
-def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
+def finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
     """What the first batches gave, as far as they are there and sound."""
     found: list[dict[str, np.ndarray]] = []
     while (path := folder / f"{len(found):06d}.npz").is_file():
@@ -313,7 +313,9 @@ def _finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def _round_inside(adversarial: np.ndarray, images: np.ndarray, epsilon: float | None) -> np.ndarray:
+def round_inside(
+    adversarial: np.ndarray, images: np.ndarray, epsilon: float | np.ndarray | None
+) -> np.ndarray:
     """Rounds images to 8 bits without leaving the ball, by the nearest level inside it."""
     levels = np.round(255 * adversarial)
     if epsilon is not None:

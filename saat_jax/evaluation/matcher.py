@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import attacks, files, retrieval
-from saat_jax.datasets.photos import Photos, as_file
+from saat_jax.datasets.photos import Photos
 from saat_jax.encoders import Encoder, by_shape
+from saat_jax.evaluation import crafting
 from saat_jax.retrieval import OperatingPoint
 
 Array = jax.Array
@@ -180,7 +181,7 @@ class Matcher:
             order = np.array([rng.permutation(len(self.listed)) for _ in rows])
         else:
             every = np.broadcast_to(self.listed_outputs, (len(rows), *self.listed_outputs.shape))
-            order = np.argsort(self.apart(self.outputs[rows], every), axis=1, kind="stable")
+            order = np.argsort(self.point.apart(self.outputs[rows], every), axis=1, kind="stable")
         # Any but itself.
         itself = np.argsort(order == rows[:, None], axis=1, kind="stable")
         wanted = np.take_along_axis(order, itself, axis=1)[:, :num_wanted]
@@ -197,23 +198,9 @@ class Matcher:
     def _criterion(self, sign: Any, listed: Any) -> attacks.Match:
         return attacks.Match(self.point, listed, self._database, sign)
 
-    def apart(self, outputs: np.ndarray, listed: np.ndarray) -> np.ndarray:
-        """Hamming distances, or what cosines lack of one. `[num, num_listed]`
-
-        Args:
-            outputs: `[num, num_bits]`.
-            listed: `[num, num_listed, num_bits]`.
-        """
-        cosine = self.point.kind == "cosine"
-        given = outputs if cosine else np.where(outputs >= 0, 1, -1)
-        similarity = np.asarray(
-            self.point.similarity(jnp.asarray(given, jnp.float32), jnp.asarray(listed))
-        )
-        return 1 - similarity if cosine else np.round((1 - similarity) * self.encoder.num_bits / 2)
-
     def changed(self, task: Task, outputs: np.ndarray) -> np.ndarray:
         """How far outputs are apart from the nearest of what is wanted. `[num]`"""
-        return self.apart(outputs, self.listed_outputs[task.wanted]).min(axis=1)
+        return self.point.apart(outputs, self.listed_outputs[task.wanted]).min(axis=1)
 
     def by_index(self, outputs: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
         """Whether each index returns some of what is wanted, by its name. `[num]`"""
@@ -240,22 +227,13 @@ class Matcher:
             update: is told of every batch how many images it had.
             gradient_free: whether to try the member without a gradient too.
         """
-        rows: list[np.ndarray] = []
-        made: list[dict[str, np.ndarray]] = []
-        for number, batch in enumerate(self._batches(task)):
-            path = parts / f"{number:06d}.npz"
-            try:
-                part = files.read_arrays(path) if path.is_file() else None
-            except ValueError:
-                # Damaged on the disk: this batch is attacked again.
-                part = None
-            if part is None:
-                part = self._attack_batch(task, batch, radii, gradient_free)
-                files.write_arrays(path, part)
-            rows.append(batch)
-            made.append(part)
+        made, batches = crafting.finished_parts(parts), [*self._batches(task)]
+        update(sum(map(len, batches[: len(made)])))
+        for number, batch in enumerate(batches[len(made) :], len(made)):
+            made.append(self._attack_batch(task, batch, radii, gradient_free))
+            files.write_arrays(parts / f"{number:06d}.npz", made[-1])
             update(len(batch))
-        order = np.argsort(np.concatenate(rows))
+        order = np.argsort(np.concatenate(batches))
         images = [image for part in made for image in part.pop("images")]
         joined = {name: np.concatenate([part[name] for part in made])[order] for name in made[0]}
         return Fooled([images[row] for row in order], alone=joined["gain"], **joined)
@@ -269,7 +247,7 @@ class Matcher:
                 yield places[first : first + self._batch_size]
 
     def _attack_batch(
-        self, task: Task, batch: np.ndarray, radii: np.ndarray, gradient_free: bool
+        self, task: Task, batch: np.ndarray, levels: np.ndarray, gradient_free: bool
     ) -> dict[str, np.ndarray]:
         """What is kept of a batch: images, and what the runtime and the searches say of them."""
         # One program for all batches of a size, and for all tasks: what is less is filled up.
@@ -279,17 +257,17 @@ class Matcher:
         filled = np.concatenate([batch, np.repeat(batch[-1:], missing)])
         most = max(1, min(max(number for _, number in TASKS.values()), len(self.listed) - 1))
         wanted = np.resize(task.wanted[filled].T, (most, len(filled))).T
-        rows, levels = task.rows[filled], radii[filled]
-        listed = jnp.asarray(self.listed_outputs[wanted])
-        images = np.stack([self.photos.images[row] for row in rows])
+        rows, within = task.rows[filled], (levels[filled] / 255).astype(np.float32)
+        wished = self._criterion(task.sign, jnp.asarray(self.listed_outputs[wanted]))
+        images = np.stack([self.photos.images[row] for row in rows]) / np.float32(255)
         arguments = (
             self.encoder.variables,
-            jnp.asarray(images / np.float32(255)),
+            jnp.asarray(images),
             jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self.seed)))(rows),
-            jnp.asarray(levels / 255, jnp.float32),
-            (task.sign, self._database),
+            jnp.asarray(within),
+            dataclasses.replace(wished, listed=jnp.zeros(0)),
         )
-        nearest = self._criterion(task.sign, listed).nearest(jnp.asarray(self.outputs[rows]))
+        nearest = wished.nearest(jnp.asarray(self.outputs[rows]))
         # To be lowered is the agreement with them.
         weights = -task.sign * np.where(np.asarray(nearest) >= 0, 1, -1).astype(np.float32)
         near = {"nearest_bits": 2 * weights / (1 + np.abs(self._logits[rows]))}
@@ -297,13 +275,13 @@ class Matcher:
         judged, searched, blind, rounded = [], [], [], []
         free = gradient_free or not self.members
         for name in [*self.members, *([GRADIENT_FREE] if free else [])]:
-            aim = attacks.Aim(jnp.asarray(near.get(name, weights)), listed)
+            aim = attacks.Aim(jnp.asarray(near.get(name, weights)), wished.listed)
             found = self._craft(name)(aim, *arguments)
-            low, high = (images + side * levels[:, None, None, None] for side in (-1, 1))
-            crafted = np.clip(np.round(255 * np.asarray(found.images)), low, high)
-            rounded.append(np.clip(crafted, 0, 255).astype(np.uint8)[real])
-            outputs = self.encoder.run([as_file(image, "png") for image in rounded[-1]])
-            judged.append(self.gain(some, outputs))
+            crafted = crafting.round_inside(
+                np.asarray(found.images), images, within[:, None, None, None]
+            )
+            rounded.append(crafted[real])
+            judged.append(self.gain(some, self.encoder.run([*rounded[-1]])))
             searched.append(np.asarray(found.gain)[real])
             blind.append(np.asarray(found.blind)[real])
         member = np.argmax(judged, axis=0)
@@ -342,9 +320,7 @@ class Matcher:
                     keys,
                     targeted=False,
                     epsilon=radii,
-                    criterion=lambda shared, listed: attacks.Match(
-                        self.point, listed, shared[1], shared[0]
-                    ),
+                    criterion=lambda wished, listed: dataclasses.replace(wished, listed=listed),
                     shared=shared,
                     scale=self._scale,
                 )

@@ -321,10 +321,7 @@ def _load(dataset: datasets.Dataset, split: datasets.Split, rows: np.ndarray) ->
 
 
 def _save_image(folder: pathlib.Path, row: int, image: np.ndarray) -> None:
-    from PIL import Image
-
-    with files.replacing(folder / f"{row:06d}.png") as temporary:
-        Image.fromarray(image).save(temporary, format="png")
+    datasets.write_png(folder / f"{row:06d}.png", image)
 
 
 def _keep_images(folder: pathlib.Path, places: Sequence[pathlib.Path]) -> None:

@@ -11,7 +11,6 @@ from saat_jax import (
     checkpoints,
     datasets,
     evaluation,
-    files,
     generative,
     hamming,
     networks,
@@ -201,12 +200,8 @@ def _make_sampler(
 
 def save_grid(path: pathlib.Path, rows: list[np.ndarray]) -> None:
     """Writes rows of images as a PNG, each `[columns, height, width, 3]` in [0, 1]."""
-    from PIL import Image
-
     lines = [np.concatenate(list(row), axis=1) for row in rows]
-    levels = np.round(255 * np.concatenate(lines)).astype(np.uint8)
-    with files.replacing(path) as temporary:
-        Image.fromarray(levels).save(temporary, format="png")
+    datasets.write_png(path, np.round(255 * np.concatenate(lines)).astype(np.uint8))
 
 
 def _learn_prosgan(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:

@@ -191,14 +191,13 @@ def _examples(record: Record, arrays: Mapping[str, np.ndarray]) -> list[dict[str
                 name: arrays[f"{task}/example_{number}/{name}"]
                 for name in ("original", "attacked", "wanted")
             }
-            change = found["attacked"].astype(np.float32) - found["original"]
-            factor = max(1, int(110 / max(1.0, float(np.abs(change).max()))))
-            magnified = np.clip(127.5 + factor * change, 0, 255).astype(np.uint8)
+            change = (found["attacked"].astype(np.float32) - found["original"]) / 255
+            factor = gallery.magnification([change])
             told = arrays[f"{task}/example_{number}/told"]
             images.append(
                 {
                     **found,
-                    "change": magnified,
+                    "change": 0.5 + factor * change,
                     "factor": factor,
                     "name": str(arrays[f"{task}/example_{number}/name"]),
                     "level": int(told[0]),

@@ -23,6 +23,7 @@ from saat_jax.retrieval.indexes import (
     MakeIndex,
     faiss_index,
     matches,
+    pack,
     pgvector_index,
     rescored,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "map_at_k",
     "matches",
     "ndcg_at_k",
+    "pack",
     "pgvector_index",
     "point_of",
     "precision_at_n",

@@ -55,7 +55,7 @@ def matches(
 
 def pack(outputs: np.ndarray) -> np.ndarray:
     """Outputs as packed codes, lowest bit first, filled up to whole bytes by zeros."""
-    return np.asarray(hamming.pack_codes(np.where(outputs >= 0, 1, -1)))
+    return np.asarray(hamming.pack_codes(hamming.binarize(np.asarray(outputs, np.float32))))
 
 
 def _faiss(kind: str) -> Callable[..., Any]:

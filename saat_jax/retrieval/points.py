@@ -86,8 +86,23 @@ class OperatingPoint:
         if self.kind == "cosine":
             outputs, listed = _unit(outputs), _unit(listed)
         else:
-            listed = _signs(listed) / outputs.shape[-1]
+            listed = hamming.binarize(listed) / outputs.shape[-1]
         return jnp.einsum("bk,blk->bl", outputs, listed, precision=jax.lax.Precision.HIGHEST)
+
+    def apart(self, outputs: ArrayLike, listed: ArrayLike) -> np.ndarray:
+        """Hamming distances, or what cosines lack of one. `[batch, num_listed]`
+
+        Args:
+            outputs: `[batch, num_bits]`.
+            listed: `[batch, num_listed, num_bits]`.
+        """
+        return np.asarray(self._apart(jnp.asarray(outputs), jnp.asarray(listed)))
+
+    def _apart(self, outputs: Array, listed: Array) -> Array:
+        if self.kind == "cosine":
+            return 1 - self.similarity(outputs, listed)
+        agreement = self.similarity(hamming.binarize(outputs), listed)
+        return _distances(agreement, outputs.shape[-1])
 
     def margins(self, outputs: Array, listed: Array, database: ArrayLike | None) -> Array:
         """How far inside the threshold, above zero for a match. `[batch, num_listed]`
@@ -99,19 +114,17 @@ class OperatingPoint:
             listed: `[batch, num_listed, num_bits]`.
             database: `[num_database, num_bits]` outputs of what else is searched, for "top_k".
         """
-        num_bits = outputs.shape[-1]
         if self.kind == "cosine":
             # float32 has about seven digits.
             return self.similarity(outputs, listed) - self.value + 1e-6
-        distances = _distances(self.similarity(_signs(outputs), listed), num_bits)
+        distances = self._apart(outputs, listed)
         if self.kind == "radius":
             return self.value + 0.5 - distances
         if database is None:
             raise ValueError("a point of kind 'top_k' needs the database that is ranked, got None")
-        agreement = jnp.matmul(
-            _signs(outputs), _signs(database).T, precision=jax.lax.Precision.HIGHEST
-        )
-        others = _distances(agreement / num_bits, num_bits)
+        codes, others = hamming.binarize(outputs), hamming.binarize(jnp.asarray(database))
+        agreement = jnp.matmul(codes, others.T, precision=jax.lax.Precision.HIGHEST)
+        others = _distances(agreement / codes.shape[-1], codes.shape[-1])
         nearer = jnp.sum(others[:, None] <= distances[..., None], axis=-1)
         return self.value - 0.5 - nearer
 
@@ -167,7 +180,7 @@ class Rate:
 
 def distances_of_pairs(outputs: ArrayLike) -> np.ndarray:
     """How many pairs of different rows have each Hamming distance. `[num_bits + 1]` int64"""
-    codes = np.asarray(_signs(jnp.asarray(outputs)))
+    codes = np.asarray(hamming.binarize(jnp.asarray(outputs)))
     counts = np.zeros(codes.shape[1] + 1, np.int64)
     for row in range(0, len(codes), _AT_A_TIME):
         found = np.asarray(hamming.hamming_distance(codes[row : row + _AT_A_TIME], codes[row:]))
@@ -245,10 +258,6 @@ def _check_pairs(kind: str) -> None:
     if kind == "top_k":
         raise ValueError("a point of kind 'top_k' has no false-match rate: a list always returns")
     KINDS[kind]
-
-
-def _signs(outputs: ArrayLike) -> Array:
-    return jnp.where(jnp.asarray(outputs) >= 0, 1.0, -1.0)
 
 
 def _unit(vectors: ArrayLike) -> Array:
