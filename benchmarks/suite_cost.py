@@ -9,7 +9,6 @@ arguments.
 """
 
 import argparse
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -17,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from saat_jax import datasets, evaluation, files
-from saat_jax.evaluation import judging
-from saat_jax.pipeline.runs import Run
+from benchmarks import suite_members
+from saat_jax import datasets, evaluation
 
 NUM_QUERIES, EPSILON = 100, 8 / 255
 
@@ -39,30 +37,16 @@ def main() -> None:
     parser.add_argument("place", help="WORKDIR:MODEL")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    workdir, _, name = given.place.rpartition(":")
-    config = files.read_json(pathlib.Path(workdir) / "config.json", cure="name a run's folder")
-    run = Run(config, workdir, guest=True)
-    found = run.load_model(name)
-    model = judging.prepare(
-        evaluation.Encoder(found.encode_fn, found.variables),
-        run.data,
-        run.target_labels,
-        protocol=run.protocol,
-        batch_size=NUM_QUERIES,
-        learned=None,
-        progress=False,
-    )
+    model = suite_members.judged(given.place, num_queries=NUM_QUERIES)
+    data, (encode_fn, variables) = model.dataset, model.encoder
     rows = np.arange(NUM_QUERIES)
-    images = datasets.load_images(
-        run.data.query, rows, image_size=run.data.image_size, resize=run.data.resize
-    )
+    images = datasets.load_images(data.query, rows, image_size=data.image_size, resize=data.resize)
     programs: dict[str, Any] = {}
     for kind, member in members().items():
         target_codes = member.target_codes(model.known)
-        codes = jax.tree.map(lambda array: array[rows], target_codes.codes)
         keys = jax.random.split(jax.random.key(0), NUM_QUERIES)
-        arguments = (found.variables, images, codes, keys)
-        search = jax.jit(member.build(found.encode_fn, target_codes))
+        arguments = (variables, images, target_codes.codes, keys)
+        search = jax.jit(member.build(encode_fn, target_codes))
         compiled = search.lower(*arguments, **target_codes.arrays).compile()
         programs[kind] = compiled, arguments, target_codes.arrays
     seconds: dict[str, list[float]] = {kind: [] for kind in programs}

@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-from saat_jax import attacks, evaluation, files
+from saat_jax import attacks, evaluation, files, pipeline
 from saat_jax.evaluation import judging, worst_case
 from saat_jax.pipeline.runs import Run
 
@@ -56,11 +56,10 @@ def union(*, targeted: bool) -> dict[str, evaluation.AttackSettings]:
     }
 
 
-def measure(place: str, keep: pathlib.Path, *, num_queries: int) -> None:
-    """Attacks some queries of a run's model by all of the union."""
+def judged(place: str, *, num_queries: int) -> judging.JudgedModel:
+    """A model of a run, "WORKDIR:MODEL", with some of its queries, evenly spaced."""
     workdir, _, name = place.rpartition(":")
-    config = files.read_json(pathlib.Path(workdir) / "config.json", cure="name a run's folder")
-    run = Run(config, workdir)
+    run = Run(pipeline.stored_config(workdir), workdir, guest=True)
     rows = np.linspace(0, len(run.data.query) - 1, num_queries).astype(int)
     query = run.data.query
     few = dataclasses.replace(
@@ -70,7 +69,7 @@ def measure(place: str, keep: pathlib.Path, *, num_queries: int) -> None:
         images=None if query.images is None else query.images[rows],
     )
     found = run.load_model(name)
-    model = judging.prepare(
+    return judging.prepare(
         evaluation.Encoder(found.encode_fn, found.variables),
         dataclasses.replace(run.data, query=few),
         run.target_labels[rows],
@@ -79,6 +78,12 @@ def measure(place: str, keep: pathlib.Path, *, num_queries: int) -> None:
         learned=None,
         progress=True,
     )
+
+
+def measure(place: str, keep: pathlib.Path, *, num_queries: int) -> None:
+    """Attacks some queries of a run's model by all of the union."""
+    workdir, _, name = place.rpartition(":")
+    model = judged(place, num_queries=num_queries)
     for targeted in (False, True):
         direction = "targeted" if targeted else "own"
         path = keep / f"{pathlib.Path(workdir).name}_{name}_{direction}.npz"

@@ -29,7 +29,6 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
-    config.precision = "highest"
     # A perceptual hash, WORKDIR:MODEL, FILE.py:FUNCTION or FILE.onnx.
     config.encoder = variant if variant in _RADII else ""
     # Folder of images, all different; empty for scikit-image's.

@@ -10,12 +10,12 @@ from saat_jax.evaluation.methods import AttackSettings
 # The name that `create_attack` knows beside those of ATTACKS.
 STANDARD = "standard"
 _VERSIONS = (1,)
-_NUM_STEPS, _MANY_STEPS = 100, 300
+NUM_STEPS, _MANY_STEPS = 100, 300
 _NUM_QUERIES = 1000
 
 # Members by name: how often each is started, the attack and its options. docs/suite.md tells how
 # they were chosen.
-_SEARCH = {"attack": "auto_pgd", "num_steps": _NUM_STEPS}
+_SEARCH = {"attack": "auto_pgd", "num_steps": NUM_STEPS}
 _PRESETS: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {
     "cheap": {
         "flips": (1, {**_SEARCH, "aim": "votes", "flips": True}),

@@ -36,7 +36,7 @@ from saat_jax.pipeline.runs import Run, TrainedModel
 from saat_jax.pipeline.stages import harden, train_hash
 from saat_jax.pipeline.tasks import judge, run, show_report, transfer
 from saat_jax.pipeline.validation import TASKS, Settings, validate
-from saat_jax.pipeline.workdir import locked
+from saat_jax.pipeline.workdir import locked, stored_config
 
 __all__ = [
     "TASKS",
@@ -54,6 +54,7 @@ __all__ = [
     "run",
     "search",
     "show_report",
+    "stored_config",
     "train_hash",
     "transfer",
     "validate",

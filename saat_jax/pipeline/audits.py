@@ -8,17 +8,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from saat_jax import encoders, evaluation, files, options, reports, retrieval
+from saat_jax import encoders, evaluation, options, reports, retrieval
 from saat_jax.encoders import Encoder
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.runs import Run
-from saat_jax.pipeline.validation import check_epsilons, check_precision
-from saat_jax.pipeline.workdir import store_config
+from saat_jax.pipeline.validation import check_epsilons
+from saat_jax.pipeline.workdir import store_config, stored_config
 
 FIELDS: dict[str, Any] = {
     "task": options.Choices("task", {"audit": None}),
     "seed": options.number,
-    "precision": check_precision,
     "encoder": str,
     "images": str,
     "listed": str,
@@ -100,9 +99,7 @@ def _function_of(path: pathlib.Path, name: str) -> Any:
 
 def _of_run(workdir: pathlib.Path, name: str) -> Encoder:
     """A model of a run, on images of the run's size."""
-    config = files.read_json(
-        workdir / "config.json", cure="run any task there: it is written again"
-    )
+    config = stored_config(workdir)
     with options.naming(str(workdir / "config.json")):
         run = Run(config, workdir, guest=True)
     model = run.load_model(name)
@@ -129,18 +126,17 @@ def audit(config: Config, workdir: pathlib.Path) -> None:
     encoder = load_encoder(config["encoder"])
     store_config(workdir, config)
     print(f"running on {jax.devices()[0].device_kind}: audit {encoder.name}", flush=True)
-    with jax.default_matmul_precision(config["precision"]):
-        evaluation.audit(
-            encoder,
-            config["images"],
-            given,
-            config["listed"] or None,
-            folder=workdir,
-            epsilons=config["epsilons"],
-            limit=config["limit"],
-            longest=config["longest"],
-            seed=config["seed"],
-            batch_size=config["batch_size"],
-            progress=True,
-        )
+    evaluation.audit(
+        encoder,
+        config["images"],
+        given,
+        config["listed"] or None,
+        folder=workdir,
+        epsilons=config["epsilons"],
+        limit=config["limit"],
+        longest=config["longest"],
+        seed=config["seed"],
+        batch_size=config["batch_size"],
+        progress=True,
+    )
     reports.show_audit(workdir)

@@ -20,7 +20,7 @@ from saat_jax import (
 )
 from saat_jax.pipeline import parts, validation
 from saat_jax.pipeline.parts import Config
-from saat_jax.pipeline.workdir import CURE, check_workdir, store_config
+from saat_jax.pipeline.workdir import CURE, check_workdir, store_config, stored_config
 
 
 class TrainedModel(NamedTuple):
@@ -127,12 +127,7 @@ class Run:
         Raises:
             ValueError: if there is none in the folder, or its data or seed are not this run's.
         """
-        path = pathlib.Path(workdir) / "config.json"
-        if not path.is_file():
-            raise ValueError(f"no run in {workdir!r}: {path} is missing; name a run's --workdir")
-        config = files.read_json(
-            path, cure="delete it, and run any task there: it is written again"
-        )
+        path, config = pathlib.Path(workdir) / "config.json", stored_config(workdir)
         mine = {name: self.config[name] for name in ("data", "seed", "precision")}
         training.check_identity(config, mine, path.parent)
         ours = {name: self.config[name] for name in ("attacks", "learned", "evaluation")}

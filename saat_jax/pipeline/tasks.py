@@ -44,7 +44,7 @@ def judge(
 def _with_surrogate(attack: evaluation.AnyAttack) -> evaluation.AnyAttack:
     if not isinstance(attack, evaluation.Suite):
         return attack
-    return attack.joined_by("surrogate", attack="surrogate", num_steps=100)
+    return attack.joined_by("surrogate", attack="surrogate", num_steps=evaluation.suites.NUM_STEPS)
 
 
 def show_report(workdir: pathlib.Path) -> None:

@@ -75,7 +75,7 @@ def check_epsilons(place: str, value: Any) -> None:
         raise ValueError(f"{place} must rise from each radius to the next, got {[*value]}")
 
 
-def check_precision(place: str, value: Any) -> None:
+def _precision(place: str, value: Any) -> None:
     """One of JAX's names."""
     try:
         with jax.default_matmul_precision(value):
@@ -170,7 +170,7 @@ def _attack(place: str, value: Any) -> None:
 FIELDS: dict[str, Any] = {
     "task": TASKS,
     "seed": options.number,
-    "precision": check_precision,
+    "precision": _precision,
     "donate?": bool,
     "mapping?": parallel.MAPPINGS,
     "profile?": _steps,

@@ -118,6 +118,16 @@ def _lock(path: pathlib.Path) -> tuple[TextIO | None, str]:
     return file, ""
 
 
+def stored_config(workdir: str | os.PathLike[str]) -> Config:
+    """Reads what `store_config` has written; ValueError if there is no run in the folder."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no run in {os.fspath(workdir)!r}: {path} is missing; name a run's --workdir"
+        )
+    return files.read_json(path, cure="delete it, and run any task there: it is written again")
+
+
 def store_config(workdir: pathlib.Path, config: Config) -> None:
     """Writes config.json, which says what the folder holds.
 
