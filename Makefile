@@ -8,7 +8,7 @@ demo: .venv/demo.done
 	$(BIN)/python -m launch.main --config configs/demo.py --workdir runs/demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # Three minutes on two cores: all but the modules that train or run the command.
 test-fast: .venv/dev.done

@@ -38,7 +38,7 @@ def codes_of(images):
     return values >= 0
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 audit = functools.partial(evaluation.audit, epsilons=(1 / 255, 4 / 255), seed=3, batch_size=8)
 

@@ -10,7 +10,6 @@ import pytest
 from tests import indexes_test
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "docs" / "audit.ipynb"
-pytestmark = pytest.mark.slow
 postgres = indexes_test.postgres
 
 

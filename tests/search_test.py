@@ -10,6 +10,7 @@ import pytest
 from saat_jax import attacks, retrieval
 from saat_jax.attacks import criteria, search
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_QUERIES, NUM_BITS = 5, 12
 
 

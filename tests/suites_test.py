@@ -13,6 +13,7 @@ from PIL import Image
 from saat_jax import datasets, evaluation
 from saat_jax.evaluation import flags, judging, worst_case
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPSILON, SIDE, NUM_BITS, NUM_CLASSES = 0.02, 8, 16, 4
 PROTOCOL = evaluation.Protocol(k=None, ties="average", normalizer="hits", seed=0)
 RNG = np.random.default_rng(0)
