@@ -15,6 +15,7 @@ from saat_jax import encoders, evaluation, reports, retrieval
 from saat_jax.datasets.photos import load_photos
 from saat_jax.evaluation import matcher
 from saat_jax.retrieval import OperatingPoint
+from tests import indexes_test
 
 SIDE, NUM_BITS = 16, 24
 RNG = np.random.default_rng(0)
@@ -39,6 +40,7 @@ def codes_of(images):
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+postgres = indexes_test.postgres
 
 audit = functools.partial(evaluation.audit, epsilons=(1 / 255, 4 / 255), seed=3, batch_size=8)
 
@@ -189,21 +191,28 @@ def test_images_of_many_sizes_and_others_that_are_listed(tmp_path):
     assert record["tasks"]["evade"][-1]["png"]["rate"] == 1
 
 
-def test_an_exact_index_says_what_arrays_say_and_others_stand_beside(audited, tmp_path):
-    pytest.importorskip("faiss")
+@pytest.mark.parametrize("kind", ["faiss", "pgvector"])
+def test_an_exact_index_says_what_arrays_say_and_others_stand_beside(
+    kind, audited, tmp_path, request
+):
     record, _ = audited
-    made = {
-        "flat": retrieval.faiss_index(),
-        "hash": retrieval.faiss_index("hash", num_hashed=16, num_flips=0),
-    }
+    if kind == "faiss":
+        pytest.importorskip("faiss")
+        exact = retrieval.faiss_index()
+        near = retrieval.faiss_index("hash", num_hashed=16, num_flips=0)
+    else:
+        address = request.getfixturevalue("postgres")
+        exact = retrieval.pgvector_index(address)
+        near = retrieval.pgvector_index(address, table="near", approximate=True)
+    made = {"exact": exact, "near": near}
     by_index = audit(make(), IMAGES, POINT, folder=tmp_path, indexes=made)
     for task, lines in by_index["tasks"].items():
         for line, alone in zip(lines, record["tasks"][task], strict=True):
-            assert line["indexes"]["flat"] == line["png"] == alone["png"]
-            more = line["indexes"]["hash"]["count"] - line["png"]["count"]
+            assert line["indexes"]["exact"] == line["png"] == alone["png"]
+            more = line["indexes"]["near"]["count"] - line["png"]["count"]
             assert more >= 0 if task == "evade" else more <= 0
-    assert by_index["indexes"]["flat"]["rate"] == 1
-    assert "by hash" in reports.audit_table(by_index)
+    assert by_index["indexes"]["exact"]["rate"] == 1
+    assert "by near" in reports.audit_table(by_index)
 
 
 def test_the_page_shows_rates_distances_and_images(audited, capsys):
