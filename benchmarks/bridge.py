@@ -21,7 +21,7 @@ BATCHES = {"cnn": 16, "vit": 16}
 
 
 def make_module(name: str) -> Any:
-    """Residual blocks, or blocks of a vision transformer with the mean of its tokens."""
+    """Plain convolutions, or blocks of a vision transformer with the mean of its tokens."""
     import torch
     from torch import nn
 
