@@ -35,6 +35,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.images = ""
     # Folder of what collisions are to be with; empty for the images themselves.
     config.listed = ""
+    # Regular expression: images in whose names it finds the same text are near-duplicates.
+    config.groups = ""
     # At most so many images are attacked; None for all.
     config.limit = config_dict.placeholder(int)
     # Larger images are brought down to such a long side, in pixels; None leaves them as they are.

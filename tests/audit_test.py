@@ -12,7 +12,7 @@ from PIL import Image
 
 from launch import command
 from saat_jax import encoders, evaluation, reports, retrieval
-from saat_jax.datasets.photos import load_photos
+from saat_jax.datasets.photos import Photos, load_photos
 from saat_jax.evaluation import matcher
 from saat_jax.retrieval import OperatingPoint
 from tests import indexes_test
@@ -191,6 +191,29 @@ def test_images_of_many_sizes_and_others_that_are_listed(tmp_path):
     assert record["tasks"]["evade"][-1]["png"]["rate"] == 1
 
 
+def test_an_evasion_leaves_near_duplicates_too(audited, tmp_path):
+    alone, folder = audited
+    near = [
+        np.clip(image.astype(int) + RNG.integers(-9, 10, image.shape), 0, 255) for image in IMAGES
+    ]
+    listed = Photos(tuple(f"{row}-copy" for row in range(12)), tuple(np.uint8(near)))
+    others = Photos(tuple(f"{row}-own" for row in range(12)), tuple(IMAGES))
+    record = audit(make(), others, POINT, listed, folder=tmp_path, groups=r"^(\d+)-")
+    assert record["near_duplicates"] == 12
+    assert record["point"]["false_match"]["trials"] == 24 * 22 // 2
+    arrays, codes = dict(np.load(tmp_path / "audit.npz")), codes_of([*IMAGES, *listed.images])
+    for number, (level, line) in enumerate(zip((1, 4), record["tasks"]["evade"], strict=True)):
+        paths = [tmp_path / "images" / "evade" / str(level) / f"{row}-own.png" for row in range(12)]
+        attacked = codes_of([np.asarray(Image.open(path)) for path in paths])
+        apart = np.sum(attacked[:, None] != codes[None], axis=2)
+        own = np.stack([apart[row, [row, row + 12]].min() for row in range(12)])
+        np.testing.assert_array_equal(own, arrays["evade/apart"][number])
+        assert line["png"]["count"] == np.sum(own > 4)
+    for task in ("collide", "collide_any"):
+        assert not np.any(arrays[f"{task}/wanted"] % 12 == arrays[f"{task}/rows"][:, None])
+    assert "12 of 24 listed images are near-duplicates" in reports.audit_table(record)
+
+
 @pytest.mark.parametrize("kind", ["faiss", "pgvector"])
 def test_an_exact_index_says_what_arrays_say_and_others_stand_beside(
     kind, audited, tmp_path, request
@@ -235,6 +258,8 @@ def test_the_page_shows_rates_distances_and_images(audited, capsys):
         ({"images": [IMAGES[0] / 255.0]}, "must be uint8"),
         ({"epsilons": (0.001,)}, "at least 1 / 255"),
         ({"epsilons": (4,)}, "8 grey levels are 8 / 255"),
+        ({"groups": "("}, "groups must be a regular expression"),
+        ({"groups": "x"}, "finds no two names alike, such as 0, 1, 2"),
         ({"point": {"false_match_rate": 1e-4}}, "give more images"),
     ],
 )

@@ -11,7 +11,7 @@ from saat_jax.retrieval import OperatingPoint, Rate
 RNG = np.random.default_rng(0)
 OUTPUTS = RNG.normal(size=(6, 16)).astype(np.float32)
 LISTED = RNG.normal(size=(6, 3, 16)).astype(np.float32)
-DATABASE = RNG.normal(size=(40, 16)).astype(np.float32)
+DATABASE = np.concatenate([RNG.normal(size=(40, 16)).astype(np.float32), *LISTED])
 
 
 def _distance(a, b):
@@ -29,7 +29,7 @@ def _matches(point, output, listed):
     distance = _distance(output, listed)
     if point.kind == "radius":
         return distance <= point.value
-    return sum(_distance(output, other) <= distance for other in DATABASE) < point.value
+    return sum(_distance(output, other) <= distance for other in DATABASE) <= point.value
 
 
 POINTS = [
@@ -52,6 +52,11 @@ def test_gains_are_above_zero_exactly_where_the_attacker_has_what_is_wanted(poin
     evaded = attacks.Evade(point, LISTED, database).gain(jnp.asarray(OUTPUTS)) > 0
     np.testing.assert_array_equal(collided, matches.any(axis=1))
     np.testing.assert_array_equal(evaded, ~matches.any(axis=1))
+
+
+def test_what_is_listed_comes_first_in_its_own_list():
+    point, database = OperatingPoint.create(top_k=1), jnp.asarray(DATABASE)
+    assert np.all(point.margins(database, database[:, None], database) > 0)
 
 
 @pytest.mark.parametrize("make", [attacks.Evade, attacks.Collide])
@@ -96,6 +101,19 @@ def test_false_matches_are_counted_pair_by_pair():
     cosines = [_cosine(outputs[a], outputs[b]) for a, b in pairs]
     rate = retrieval.false_match_rate(OperatingPoint.create(cosine=0.4), outputs)
     assert rate.count == sum(c >= 0.4 for c in cosines)
+
+
+@pytest.mark.parametrize("kind", ["radius", "cosine"])
+def test_pairs_of_near_duplicates_are_no_false_matches(kind):
+    outputs = np.repeat(RNG.normal(size=(20, 16)).astype(np.float32), 3, axis=0)
+    groups = np.arange(60) // 3
+    point = OperatingPoint.create(**({"radius": 4} if kind == "radius" else {"cosine": 0.4}))
+    rate = retrieval.false_match_rate(point, outputs, groups)
+    assert rate.trials == 60 * 57 // 2
+    single = retrieval.false_match_rate(point, outputs[::3])
+    assert rate.count == 9 * single.count > 0
+    chosen = retrieval.choose_point(outputs, rate=0.05, kind=kind, groups=groups)
+    assert retrieval.false_match_rate(chosen, outputs, groups).value <= 0.05
 
 
 @pytest.mark.parametrize("kind", ["radius", "cosine"])

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,6 +87,41 @@ def load_photos(
         check_photos(source)
         names, images = tuple(map(str, range(len(source)))), tuple(source)
     return Photos(names, tuple(_shrunk(image, longest) for image in images))
+
+
+def groups_of(names: Sequence[str], pattern: str | None) -> np.ndarray:
+    r"""Numbers that near-duplicates share. `[num_names]` int
+
+    Args:
+        names: of images.
+        pattern: a regular expression: images are near-duplicates if it finds the same text in
+            their names (by its first group, if it has one); None or "" if none are.
+
+    Raises:
+        ValueError: if it is no regular expression, or finds no two alike.
+
+    Example:
+        >>> groups_of(["cat.jpg", "cat-small.jpg", "dog.jpg"], r"^\w+").tolist()
+        [0, 0, 2]
+    """
+    if not pattern:
+        return np.arange(len(names))
+    try:
+        finder = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"groups must be a regular expression, got {pattern!r}: {error}") from None
+    first: dict[str, int] = {}
+    groups = np.arange(len(names))
+    for row, name in enumerate(names):
+        if found := finder.search(name):
+            groups[row] = first.setdefault(found[min(1, finder.groups)] or "", row)
+    if len({*groups.tolist()}) == len(names):
+        shown = ", ".join(map(options.shortened, names[:3]))
+        raise ValueError(
+            f"groups {pattern!r} finds no two names alike, such as {shown}; leave it out if no "
+            "images are near-duplicates"
+        )
+    return groups
 
 
 def check_photos(

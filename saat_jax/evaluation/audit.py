@@ -49,6 +49,7 @@ def audit(
     seed: int = 0,
     batch_size: int = 16,
     indexes: Mapping[str, retrieval.MakeIndex] | None = None,
+    groups: str | None = None,
     progress: bool = False,
 ) -> Record:
     """Measures how easily a matcher is evaded and made to collide at its operating point.
@@ -71,6 +72,9 @@ def audit(
         batch_size: images of one size that are attacked together.
         indexes: what makes the indexes that the listed images are in, by name, such as
             `retrieval.faiss_index("ivf")`: what they return of the attacked images is told beside.
+        groups: a regular expression; images, listed ones too, in whose names it finds the same
+            text are near-duplicates. An attacked copy is to match none of them, none is a victim
+            of another, and their pairs are no false matches.
         progress: whether to show a progress bar.
 
     Returns:
@@ -99,6 +103,7 @@ def audit(
         "seed": seed,
         "members": [matcher.MEMBERS, matcher.NUM_STEPS, matcher.NUM_QUERIES],
         "indexes": [*(indexes or {})],
+        "groups": groups or None,
         "version": metadata.version("saat-jax"),
     }
     place = RecordFiles(pathlib.Path(folder), "audit", digest_of(made_from))
@@ -111,11 +116,12 @@ def audit(
             others,
             point,
             indexes=indexes or {},
+            groups=groups,
+            limit=limit,
             seed=seed,
             batch_size=batch_size,
         )
-        rows = np.linspace(0, len(photos) - 1, min(limit or len(photos), len(photos)))
-        _make(made, rows.astype(int), levels, place, batch_size, progress)
+        _make(made, levels, place, batch_size, progress)
     # As any later call finds it.
     stored = place.read()
     assert stored is not None
@@ -134,7 +140,6 @@ def _levels(epsilons: Sequence[float]) -> list[int]:
 
 def _make(
     made: Matcher,
-    rows: np.ndarray,
     levels: list[int],
     place: RecordFiles,
     batch_size: int,
@@ -143,8 +148,8 @@ def _make(
     """Attacks some of the photos, and writes record, arrays and images."""
     unfinished = place.unfinished("audit", batch_size)
     place.make_room(unfinished)
-    record, arrays = _without_attack(made, rows)
-    tasks = [task for name in matcher.TASKS if len((task := made.task(name, rows)).rows)]
+    record, arrays = _without_attack(made)
+    tasks = [task for name in matcher.TASKS if len((task := made.task(name)).rows)]
     total = sum(len(task.rows) for task in tasks) * len(levels)
     found: dict[str, dict[int, Fooled]] = {}
     record |= {"tasks": {}, "smallest_epsilon": {}}
@@ -180,24 +185,24 @@ def _make(
     place.remove_unfinished()
 
 
-def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, np.ndarray]]:
+def _without_attack(made: Matcher) -> tuple[Record, dict[str, np.ndarray]]:
     """Who, what and where; and what is known before any attack."""
     encoder, point = made.encoder, made.point
     false_match = None
     if point.kind != "top_k":
-        rate = retrieval.false_match_rate(point, made.listed_outputs)
+        rate = retrieval.false_match_rate(point, made.listed_outputs, made.groups)
         false_match = {**rate.asdict(), "least": rate.least}
-    own = Task("evade", rows, rows[:, None])
+    own = made.task("evade")
     edits: dict[str, Record] = {}
     changed = []
-    copies = [edited(made.photos.images[row]) for row in rows]
+    copies = [edited(made.photos.images[row]) for row in own.rows]
     for name in copies[0]:
         images = Photos((), tuple(copy[name] for copy in copies)).fitted(encoder.image_size).images
         outputs = encoder.run(images)
         changed.append(made.changed(own, outputs).astype(np.float32))
         lost = int(np.sum(made.gain(own, outputs) > 0))
         edits[name] = {
-            "unmatched": Rate(lost, len(rows)).asdict(),
+            "unmatched": Rate(lost, len(own.rows)).asdict(),
             "changed": _quartiles(changed[-1]),
         }
     passes = len(made.members) * (matcher.NUM_STEPS + 1)
@@ -206,11 +211,12 @@ def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, 
         "parity": dataclasses.asdict(parity(encoder, made.photos.images, made.outputs)),
         "images": {"number": len(made.photos), "fingerprint": made.photos.fingerprint()},
         "listed": len(made.listed),
+        "near_duplicates": len(made.listed) - len(np.unique(made.groups)),
         "point": {**point.asdict(), "false_match": false_match},
         "edits": edits,
         "indexes": {
-            name: Rate(int(match.sum()), len(rows)).asdict()
-            for name, match in made.by_index(made.outputs[rows], own.wanted).items()
+            name: Rate(int(match.sum()), len(own.rows)).asdict()
+            for name, match in made.by_index(made.outputs[own.rows], own.wanted).items()
         },
         "forward_passes": passes or matcher.NUM_QUERIES + 1,
         "backward_passes": passes,
@@ -219,12 +225,12 @@ def _without_attack(made: Matcher, rows: np.ndarray) -> tuple[Record, dict[str, 
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
-    few = made.listed_outputs[:_NUM_PAIRED]
-    apart = point.apart(few, np.broadcast_to(few, (len(few), *few.shape)))
+    few, groups = made.listed_outputs[:_NUM_PAIRED], made.groups[:_NUM_PAIRED]
+    different = np.triu(groups[:, None] != groups, k=1)
     arrays = {
         "names": np.array(made.photos.names),
         "listed_names": np.array(made.listed.names),
-        "pairs": apart[np.triu_indices(len(few), k=1)].astype(np.float32),
+        "pairs": point.apart(few, few)[different].astype(np.float32),
         "edited": np.concatenate(changed),
     }
     if point.kind == "cosine":

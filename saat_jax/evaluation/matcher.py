@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import attacks, files, retrieval
-from saat_jax.datasets.photos import Photos
+from saat_jax.datasets.photos import Photos, groups_of
 from saat_jax.encoders import Encoder, by_shape
 from saat_jax.evaluation import crafting
 from saat_jax.retrieval import OperatingPoint
@@ -114,13 +114,16 @@ class Matcher:
         others: what else is listed.
         point: as of `retrieval.point_of`.
         indexes: as of `audit`.
+        groups, limit: as of `audit`.
         seed: of the starts, and of the victims.
         batch_size: images of one size that are attacked together.
 
     Attributes:
+        rows: `[num]` of the photos those that are attacked.
         outputs: `[num_photos, num_bits]` by the encoder's runtime.
         listed: all that is listed, the photos first.
         listed_outputs: `[num_listed, num_bits]`.
+        groups: `[num_listed]` numbers that near-duplicates share.
         members: the searches by the gradient, by name.
     """
 
@@ -132,19 +135,24 @@ class Matcher:
         point: OperatingPoint | Mapping[str, Any],
         *,
         indexes: Mapping[str, retrieval.MakeIndex],
+        groups: str | None,
+        limit: int | None,
         seed: int,
         batch_size: int,
     ):
         if len(set(map(np.ndarray.tobytes, photos.images))) < len(photos):
             raise ValueError("images must all be different, got copies; remove them")
         self.encoder, self.photos, self.seed, self._batch_size = encoder, photos, seed, batch_size
+        num = min(limit or len(photos), len(photos))
+        self.rows = np.linspace(0, len(photos) - 1, num).astype(int)
         self.outputs = encoder.run(photos.images)
         self.listed, self.listed_outputs = photos, self.outputs
         if others is not None:
             names, images = (*photos.names, *others.names), (*photos.images, *others.images)
             self.listed = Photos(names, images)
             self.listed_outputs = np.concatenate([self.outputs, encoder.run(others.images)])
-        self.point = retrieval.point_of(point, self.listed_outputs)
+        self.groups = groups_of(self.listed.names, groups)
+        self.point = retrieval.point_of(point, self.listed_outputs, self.groups)
         self.indexes = {name: make(self.listed_outputs) for name, make in indexes.items()}
         by_gradient = MEMBERS["cosine" if self.point.kind == "cosine" else "codes"]
         self.members = by_gradient if encoder.differentiable else {}
@@ -163,28 +171,38 @@ class Matcher:
         )
 
     @functools.cached_property
+    def _num_wanted(self) -> int:
+        """No task has more."""
+        victims = min(max(number for _, number in TASKS.values()), len(self.listed) - 1)
+        return max(victims, int(np.bincount(self.groups).max()))
+
+    @functools.cached_property
     def _database(self) -> Array | None:
         return jnp.asarray(self.listed_outputs) if self.point.kind == "top_k" else None
 
-    def task(self, name: str, rows: np.ndarray) -> Task:
-        """A task for some photos: what each is to leave, or which listed ones it is to match.
+    def task(self, name: str) -> Task:
+        """What each attacked photo is to leave, or which listed ones it is to match.
 
-        A chosen victim is drawn for the photo; of any victims the nearest will do. Photos that
-        match theirs already are left out.
+        A chosen victim is drawn for the photo; of any victims the nearest will do. Neither is the
+        photo itself or a near-duplicate. Photos that match theirs already are left out.
         """
-        wants_match, num_wanted = TASKS[name]
+        rows, (wants_match, num_wanted) = self.rows, TASKS[name]
+        alike = {row: np.flatnonzero(self.groups == self.groups[row]) for row in rows.tolist()}
+        largest = max(map(len, alike.values()))
         if not wants_match:
-            return Task(name, rows, rows[:, None])
-        num_wanted = min(num_wanted, len(self.listed) - 1)
-        if name == "collide":
-            rng = np.random.default_rng(self.seed)
-            order = np.array([rng.permutation(len(self.listed)) for _ in rows])
-        else:
-            every = np.broadcast_to(self.listed_outputs, (len(rows), *self.listed_outputs.shape))
-            order = np.argsort(self.point.apart(self.outputs[rows], every), axis=1, kind="stable")
-        # Any but itself.
-        itself = np.argsort(order == rows[:, None], axis=1, kind="stable")
-        wanted = np.take_along_axis(order, itself, axis=1)[:, :num_wanted]
+            # The photo itself first; of smaller groups some are said twice.
+            own = [np.resize([row, *found[found != row]], largest) for row, found in alike.items()]
+            return Task(name, rows, np.stack(own))
+        num_wanted = min(num_wanted, len(self.listed) - largest)
+        rng = np.random.default_rng(self.seed)
+        wanted = np.empty((len(rows), num_wanted), int)
+        for place, (row, found) in enumerate(alike.items()):
+            if name == "collide":
+                order = rng.permutation(len(self.listed))
+            else:
+                apart = self.point.apart(self.outputs[[row]], self.listed_outputs)[0]
+                order = np.argsort(apart, kind="stable")
+            wanted[place] = order[~np.isin(order, found)][:num_wanted]
         if not num_wanted:
             return Task(name, rows[:0], wanted[:0])
         task = Task(name, rows, wanted)
@@ -252,11 +270,10 @@ class Matcher:
         """What is kept of a batch: images, and what the runtime and the searches say of them."""
         # One program for all batches of a size, and for all tasks: what is less is filled up.
         shape = self.photos.images[task.rows[batch[0]]].shape
-        alike = sum(image.shape == shape for image in self.photos.images)
+        alike = sum(self.photos.images[row].shape == shape for row in self.rows)
         missing = min(alike, self._batch_size) - len(batch)
         filled = np.concatenate([batch, np.repeat(batch[-1:], missing)])
-        most = max(1, min(max(number for _, number in TASKS.values()), len(self.listed) - 1))
-        wanted = np.resize(task.wanted[filled].T, (most, len(filled))).T
+        wanted = np.resize(task.wanted[filled].T, (self._num_wanted, len(filled))).T
         rows, within = task.rows[filled], (levels[filled] / 255).astype(np.float32)
         wished = self._criterion(task.sign, jnp.asarray(self.listed_outputs[wanted]))
         images = np.stack([self.photos.images[row] for row in rows]) / np.float32(255)

@@ -21,6 +21,7 @@ FIELDS: dict[str, Any] = {
     "encoder": str,
     "images": str,
     "listed": str,
+    "groups": str,
     "limit": options.anything,
     "longest": options.anything,
     "point": {
@@ -137,6 +138,7 @@ def audit(config: Config, workdir: pathlib.Path) -> None:
         longest=config["longest"],
         seed=config["seed"],
         batch_size=config["batch_size"],
+        groups=config["groups"],
         progress=True,
     )
     reports.show_audit(workdir)

@@ -114,6 +114,11 @@ def _sentences(record: Record) -> list[str]:
             f"(95 % interval {low:.2g} to {high:.2g} %); so few pairs show no rate below "
             f"{100 * rate['least']:.2g} %"
         )
+    if number := record.get("near_duplicates"):
+        found.append(
+            f"{number} of {record['listed']} listed images are near-duplicates of others; an "
+            "attacked image evades if it matches neither its original nor one of these"
+        )
     for task, quartiles in record["smallest_epsilon"].items():
         ends = [
             f"{quartiles[name]:g}/255" if quartiles.get(name) is not None else "more than tried"

@@ -81,20 +81,21 @@ class OperatingPoint:
 
         Args:
             outputs: `[batch, num_bits]`; soft codes have a gradient.
-            listed: `[batch, num_listed, num_bits]`.
+            listed: `[batch, num_listed, num_bits]`, or without "batch" the same for all.
         """
         if self.kind == "cosine":
             outputs, listed = _unit(outputs), _unit(listed)
         else:
             listed = hamming.binarize(listed) / outputs.shape[-1]
-        return jnp.einsum("bk,blk->bl", outputs, listed, precision=jax.lax.Precision.HIGHEST)
+        axes = "bk,lk->bl" if listed.ndim == 2 else "bk,blk->bl"
+        return jnp.einsum(axes, outputs, listed, precision=jax.lax.Precision.HIGHEST)
 
     def apart(self, outputs: ArrayLike, listed: ArrayLike) -> np.ndarray:
         """Hamming distances, or what cosines lack of one. `[batch, num_listed]`
 
         Args:
             outputs: `[batch, num_bits]`.
-            listed: `[batch, num_listed, num_bits]`.
+            listed: as of `similarity`.
         """
         return np.asarray(self._apart(jnp.asarray(outputs), jnp.asarray(listed)))
 
@@ -107,12 +108,12 @@ class OperatingPoint:
     def margins(self, outputs: Array, listed: Array, database: ArrayLike | None) -> Array:
         """How far inside the threshold, above zero for a match. `[batch, num_listed]`
 
-        In bits, cosine or ranks. Of equally near ones a list has first what is not listed.
+        In bits, cosine or ranks. Of equally near ones a list has first what is not wanted.
 
         Args:
             outputs: `[batch, num_bits]`.
-            listed: `[batch, num_listed, num_bits]`.
-            database: `[num_database, num_bits]` outputs of what else is searched, for "top_k".
+            listed: as of `similarity`.
+            database: `[num_database, num_bits]` outputs of all that is searched, for "top_k".
         """
         if self.kind == "cosine":
             # float32 has about seven digits.
@@ -122,11 +123,9 @@ class OperatingPoint:
             return self.value + 0.5 - distances
         if database is None:
             raise ValueError("a point of kind 'top_k' needs the database that is ranked, got None")
-        codes, others = hamming.binarize(outputs), hamming.binarize(jnp.asarray(database))
-        agreement = jnp.matmul(codes, others.T, precision=jax.lax.Precision.HIGHEST)
-        others = _distances(agreement / codes.shape[-1], codes.shape[-1])
-        nearer = jnp.sum(others[:, None] <= distances[..., None], axis=-1)
-        return self.value - 0.5 - nearer
+        others = self._apart(outputs, jnp.asarray(database))
+        rank = jnp.sum(others[:, None] <= distances[..., None], axis=-1)
+        return self.value + 0.5 - rank
 
     def num_agreeing(self, num_bits: int) -> Any:
         """How many bits must agree for a match; half of them where no distance says so."""
@@ -178,18 +177,26 @@ class Rate:
         }
 
 
-def distances_of_pairs(outputs: ArrayLike) -> np.ndarray:
-    """How many pairs of different rows have each Hamming distance. `[num_bits + 1]` int64"""
+def distances_of_pairs(outputs: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
+    """How many pairs of different images have each Hamming distance. `[num_bits + 1]` int64
+
+    Args:
+        outputs: `[rows, num_bits]`, one for each image.
+        groups: `[rows]` numbers: images that share one are not different; None if all are.
+    """
+    groups = np.arange(len(outputs)) if groups is None else np.asarray(groups)
     codes = np.asarray(hamming.binarize(jnp.asarray(outputs)))
     counts = np.zeros(codes.shape[1] + 1, np.int64)
     for row in range(0, len(codes), _AT_A_TIME):
         found = np.asarray(hamming.hamming_distance(codes[row : row + _AT_A_TIME], codes[row:]))
-        upper = np.triu(np.ones(found.shape, bool), k=1)
-        counts += np.bincount(found[upper].astype(int), minlength=len(counts))
+        pairs = np.triu(groups[row : row + _AT_A_TIME, None] != groups[row:], k=1)
+        counts += np.bincount(found[pairs].astype(int), minlength=len(counts))
     return counts
 
 
-def false_match_rate(point: OperatingPoint, outputs: ArrayLike) -> Rate:
+def false_match_rate(
+    point: OperatingPoint, outputs: ArrayLike, groups: ArrayLike | None = None
+) -> Rate:
     """How often different images match at a point.
 
     Pairs that share an image are counted as if they did not; the interval of many pairs of few
@@ -197,26 +204,30 @@ def false_match_rate(point: OperatingPoint, outputs: ArrayLike) -> Rate:
 
     Args:
         point: of kind "radius" or "cosine".
-        outputs: `[rows, num_bits]`, one for each image, all different.
+        outputs: `[rows, num_bits]`, one for each image.
+        groups: as of `distances_of_pairs`.
 
     Raises:
         ValueError: if a list of a fixed length always returns something.
     """
     _check_pairs(point.kind)
     if point.kind == "radius":
-        counts = distances_of_pairs(outputs)
+        counts = distances_of_pairs(outputs, groups)
         return Rate(int(counts[: int(point.value) + 1].sum()), int(counts.sum()))
-    cosines = _cosines_of_pairs(outputs)
+    cosines = _cosines_of_pairs(outputs, groups)
     return Rate(int(np.sum(cosines >= point.value)), len(cosines))
 
 
-def choose_point(outputs: ArrayLike, *, rate: float, kind: str = "radius") -> OperatingPoint:
+def choose_point(
+    outputs: ArrayLike, *, rate: float, kind: str = "radius", groups: ArrayLike | None = None
+) -> OperatingPoint:
     """The loosest point at which no more than a share of the pairs of different images match.
 
     Args:
-        outputs: `[rows, num_bits]`, one for each image, all different.
+        outputs: `[rows, num_bits]`, one for each image.
         rate: the wanted false-match rate, such as 0.001.
         kind: "radius" or "cosine".
+        groups: as of `distances_of_pairs`.
 
     Raises:
         ValueError: if there are too few images for the rate, or even radius 0 has more.
@@ -227,7 +238,8 @@ def choose_point(outputs: ArrayLike, *, rate: float, kind: str = "radius") -> Op
         {'radius': 8}
     """
     _check_pairs(kind)
-    pairs = len(outputs) * (len(outputs) - 1) // 2
+    distances = (distances_of_pairs if kind == "radius" else _cosines_of_pairs)(outputs, groups)
+    pairs = int(distances.sum()) if kind == "radius" else len(distances)
     least = Rate(0, pairs).least
     if not least <= rate < 1:
         raise ValueError(
@@ -235,22 +247,23 @@ def choose_point(outputs: ArrayLike, *, rate: float, kind: str = "radius") -> Op
             f"{pairs} pairs, which show no rate below 3 in {pairs}; give more images"
         )
     if kind == "radius":
-        below = np.cumsum(distances_of_pairs(outputs)) <= rate * pairs
+        below = np.cumsum(distances) <= rate * pairs
         if not below[0]:
             raise ValueError(
                 f"more than {rate:g} of the pairs have the same code, so that no radius has so low "
                 "a false-match rate; are there copies among the images?"
             )
         return OperatingPoint.create(radius=int(np.sum(np.cumprod(below))) - 1)
-    cosines = np.sort(_cosines_of_pairs(outputs))[::-1]
+    cosines = np.sort(distances)[::-1]
     # Just above the nearest pair that is one too many.
     return OperatingPoint.create(cosine=float(np.nextafter(cosines[int(rate * pairs)], 2)))
 
 
-def _cosines_of_pairs(outputs: ArrayLike) -> np.ndarray:
-    """Of every pair of different rows."""
+def _cosines_of_pairs(outputs: ArrayLike, groups: ArrayLike | None) -> np.ndarray:
+    """Of every pair of different images."""
+    groups = np.arange(len(outputs)) if groups is None else np.asarray(groups)
     unit = np.asarray(_unit(jnp.asarray(outputs, jnp.float32)))
-    found = [unit[row + 1 :] @ unit[row] for row in range(len(unit) - 1)]
+    found = [(unit[row:] @ unit[row])[groups[row:] != groups[row]] for row in range(len(unit))]
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
@@ -270,13 +283,18 @@ def _distances(agreement: Array, num_bits: int) -> Array:
     return jnp.round((1 - agreement) * num_bits / 2)
 
 
-def point_of(given: "OperatingPoint | Mapping[str, Any]", outputs: ArrayLike) -> OperatingPoint:
+def point_of(
+    given: "OperatingPoint | Mapping[str, Any]",
+    outputs: ArrayLike,
+    groups: ArrayLike | None = None,
+) -> OperatingPoint:
     """A point as it is, or made of a mapping: by `create`, or chosen by a false-match rate.
 
     Args:
         given: a point, or such as `{"radius": 31}` or `{"false_match_rate": 0.001}`, the latter
             with "kind" if it is not to be a radius.
-        outputs: `[rows, num_bits]` of different images, by which it is chosen.
+        outputs: `[rows, num_bits]` of images, by which it is chosen.
+        groups: as of `distances_of_pairs`.
     """
     if isinstance(given, OperatingPoint):
         return given
@@ -285,4 +303,4 @@ def point_of(given: "OperatingPoint | Mapping[str, Any]", outputs: ArrayLike) ->
     known = {"false_match_rate": ..., "kind": "radius"}
     options.check_given("the operating point", known, given)
     kind = given.get("kind", "radius")
-    return choose_point(outputs, rate=given["false_match_rate"], kind=kind)
+    return choose_point(outputs, rate=given["false_match_rate"], kind=kind, groups=groups)
