@@ -194,7 +194,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             if "num_steps" in settings:
                 settings.num_steps = min(settings.num_steps, 3)
         for stage in config.learned.values():
-            stage.update(num_epochs=1, batch_size=16)
+            # None of 8 or 16 devices.
+            stage.update(num_epochs=1, batch_size=12)
             if "steps_per_epoch" in stage:
                 stage.steps_per_epoch = 4
     return config

@@ -16,17 +16,20 @@ At small scale all tables and figures took 58 minutes on two CPU cores beside ot
 scale not yet run.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from configs import attacks, common, train_hash
+from configs import common, train_hash
 
 VARIANTS = (
     "PAPER,DATASET,OBJECTIVE,NETWORK,BITS",
     "PAPER,DATASET,OBJECTIVE,NETWORK,BITS,small",
 )
 
+# SAAT's Table VI.
+STEPS = (1, 10, 50, 500, 1000)
 # The grids of SAAT's Fig. 6 and ProS-GAN's Fig. 4 are not published: these are ours. An option
 # of SAAT training, and its values.
 WEIGHTS = {
@@ -69,10 +72,44 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     return make_config(paper, *train_hash.parse_names(names, variant), small=small)
 
 
+def swept() -> dict[str, list[str]]:
+    """The settings that tables and figures vary: the names of the forms that differ in each."""
+    names = {
+        f"defenses.saat.options.{option}": [weighted(option, value) for value in values]
+        for option, values in WEIGHTS.items()
+    }
+    names["attacks.mainstay.num_steps"] = [f"mainstay_{steps}" for steps in STEPS]
+    for name, changes in GENERATORS.items():
+        for field in changes:
+            place = "" if field == "class_nodes" else "options."
+            names.setdefault(f"learned.prosgan.{place}{field}", []).append(name)
+    return names
+
+
 def make_config(
-    paper: str, dataset: str, objective: str, network: str, num_bits: int, *, small: bool = False
+    paper: str,
+    dataset: str,
+    objective: str,
+    network: str,
+    num_bits: int,
+    *,
+    small: bool = False,
+    data: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration of one network of a paper's grid; `small` is for a CPU."""
+    """Returns the configuration of one network of a paper's grid.
+
+    Args:
+        paper: "saat" or "prosgan".
+        dataset: as of configs/train_hash.py, and so are objective, network and num_bits.
+        small: whether for a CPU.
+        data: that section, if it is to be another one.
+        settings: further values by dotted name. What a table or figure varies is made of them: a
+            field of defenses.saat, attacks.mainstay or learned.prosgan is one of all their forms.
+
+    Raises:
+        ValueError: if it has no such field, or the field is of another kind.
+    """
     if small and network not in _SMALL_WIDTHS:
         raise ValueError(f"{network!r} has no small form; expected one of {[*_SMALL_WIDTHS]}")
     config = train_hash.make_config(
@@ -83,45 +120,51 @@ def make_config(
         protocol=paper,
     )
     config.task = "chain" if paper == "saat" else "compare_attacks"
-    config.defenses = _defenses() if paper == "saat" else {}
-    config.attacks.update(_further_attacks(paper))
-    config.learned.update(_generators(config.learned.prosgan.to_dict()))
+    config.defenses = {}
+    if paper == "saat":
+        config.defenses = {"atrdh": common.atrdh(), "saat": common.saat()}
     if small:
         _shrink(config, network)
-    return config
+    if data:
+        config.data = dict(data)
+    config.lock()
+    left = {name: v for name, v in (settings or {}).items() if not _set(config, name, v)}
+    with config.unlocked():
+        _add_forms(config, paper)
+    for name, value in left.items():
+        if not _set(config, name, value):
+            raise ValueError(f"{name}={value!r} does not fit the config: it has no such field")
+    return config.unlock()
 
 
-def _defenses() -> dict[str, Any]:
-    """ATRDH and SAAT; and SAAT with other weights, for its Fig. 6."""
-    forms = {"atrdh": common.atrdh(), "saat": common.saat()}
-    for name, value in WEIGHTS.items():
-        forms |= {weighted(name, v): _weighted_saat(name, v) for v in value}
-    return forms
+def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> bool:
+    """Sets a field by its dotted name; tells whether there is one."""
+    try:
+        config.update_from_flattened_dict({name: value})
+    except (AttributeError, KeyError):
+        return False
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r} does not fit the config: {error}") from error
+    return True
 
 
-def _weighted_saat(name: str, value: float) -> dict[str, Any]:
-    stage = common.saat()
-    stage["options"][name] = value
-    return stage
-
-
-def _further_attacks(paper: str) -> dict[str, Any]:
-    """More steps for SAAT's Table VI; the generators of ProS-GAN's Fig. 4."""
+def _add_forms(config: ml_collections.ConfigDict, paper: str) -> None:
+    """What tables and figures vary: weights and steps of SAAT, or ProS-GAN's generators."""
     if paper == "saat":
-        steps = attacks.published_attacks()["mainstay"]
-        return {f"mainstay_{t}": dict(steps, num_steps=t) for t in (500, 1000)}
-    generator = attacks.published_attacks()["prosgan"]
-    return {name: dict(generator, learned=name) for name in GENERATORS}
-
-
-def _generators(published: dict[str, Any]) -> dict[str, Any]:
-    """ProS-GAN without its hashing loss, without class nodes, and with other weights."""
-    changed = {}
+        for option, values in WEIGHTS.items():
+            for value in values:
+                stage = config.defenses.saat.to_dict()
+                stage["options"][option] = value
+                config.defenses[weighted(option, value)] = stage
+        steps = config.attacks.mainstay.to_dict()
+        config.attacks.update({f"mainstay_{t}": dict(steps, num_steps=t) for t in STEPS})
+        return
+    published = config.learned.prosgan.to_dict()
     for name, changes in GENERATORS.items():
         stage = {k: v for k, v in changes.items() if k not in published["options"]}
         options = {k: v for k, v in changes.items() if k in published["options"]}
-        changed[name] = published | stage | {"options": published["options"] | options}
-    return changed
+        config.learned[name] = published | stage | {"options": published["options"] | options}
+        config.attacks[name] = config.attacks.prosgan.to_dict() | {"learned": name}
 
 
 def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
@@ -146,7 +189,6 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
             stage.state.hidden_width = 256
     for name in ("tha", "prosgan_prototypes"):
         config.learned[name].update(num_epochs=4, steps_per_epoch=50, hidden_width=256)
-    for name in ("prosgan", *GENERATORS):
-        config.learned[name].update(num_epochs=4, base_width=8, evaluate_every=4)
-        config.learned[name].schedule.learning_rate = 1e-3
+    config.learned.prosgan.update(num_epochs=4, base_width=8, evaluate_every=4)
+    config.learned.prosgan.schedule.learning_rate = 1e-3
     config.evaluation.batch_size = 32

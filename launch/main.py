@@ -28,21 +28,16 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    places = (options.coordinator, options.num_processes, options.process_id)
-    if not options.distributed and places != (None, None, None):
-        parser.error("--coordinator, --num_processes and --process_id need --distributed")
+    check_job_flags(parser, options)
     config = settings.load_config(options.config)
     settings.override(config, rest)
     # The run sets the precision of its config, once that is checked.
     start_jax("highest", options.compilation_cache)
 
+    join_job(options)
     # Imported here, so that a wrong flag is answered at once.
-    from saat_jax import parallel, pipeline
+    from saat_jax import pipeline
 
-    if options.distributed:
-        parallel.start(*places, timeout=options.wait)
-    else:
-        parallel.check_platform()
     pipeline.run(config, options.workdir)
 
 
@@ -58,12 +53,43 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", required=True, help="FILE[:VARIANT] or NAME[:VARIANT]")
     add("--workdir", required=True, help="folder of the run; made if absent")
     add("--compilation_cache", default=".jax_cache", help="folder for compiled programs, or empty")
+    add_job_flags(parser)
+    return parser
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what tells a process of the others of its job."""
+    add = parser.add_argument
     add("--distributed", action="store_true", help="one of several processes, such as Slurm's")
     add("--coordinator", help="ADDRESS:PORT of the first process, where the job is not detected")
     add("--num_processes", type=int, help="how many processes there are")
     add("--process_id", type=int, help="which of them this is, from 0")
     add("--wait", type=int, default=120, help="seconds to wait for the other processes")
-    return parser
+
+
+def _places(options: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    return options.coordinator, options.num_processes, options.process_id
+
+
+def check_job_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses flags of a job without --distributed."""
+    if not options.distributed and _places(options) != (None, None, None):
+        parser.error("--coordinator, --num_processes and --process_id need --distributed")
+
+
+def join_job(options: argparse.Namespace) -> None:
+    """Starts the devices, of all processes of the job if there are several; after `start_jax`.
+
+    Raises:
+        ValueError: if there is no such job or platform.
+        TimeoutError: if the others did not come.
+    """
+    from saat_jax import parallel
+
+    if options.distributed:
+        parallel.start(*_places(options), timeout=options.wait)
+    else:
+        parallel.check_platform()
 
 
 def _with_cpu_flag(flags: str) -> str:

@@ -360,6 +360,7 @@ def target_label_batches(
     seed: int,
     start_step: int = 0,
     num_steps: int,
+    num_devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -370,29 +371,35 @@ def target_label_batches(
 
     Args:
         database_labels: `[num_database, num_classes]` multi-hot.
-        batch_size: rows of a global batch, over all processes.
+        batch_size: real rows of a global batch, over all processes.
         seed: of the draws; not negative.
         start_step: number of batches to leave out, those a resumed run has already seen.
         num_steps: number of batches from step 0.
+        num_devices: of all processes; a batch that does not divide by it is filled up with rows of
+            mask 0.
         process_index: which share of each global batch to yield.
         process_count: number of equal, contiguous shares.
 
     Returns:
-        Iterator of dicts: "label" [batch, num_classes] float32, "mask" [batch] float32 ones.
+        Iterator of dicts: "label" [batch, num_classes] float32, "mask" [batch] float32, 1 for
+        a real row.
 
     Raises:
         ValueError: if the batch cannot be shared.
     """
-    share, rest = divmod(batch_size, process_count)
+    padding = -batch_size % num_devices
+    share, rest = divmod(batch_size + padding, process_count)
     if share < 1 or rest:
         raise ValueError(
             f"batch_size must be a multiple of the {process_count} processes, got {batch_size}"
         )
     labels = np.unique(np.asarray(database_labels, np.float32), axis=0)
+    mask = np.pad(np.ones(batch_size, np.float32), (0, padding))
 
     def draw(step: int) -> dict[str, np.ndarray]:
         rows = np.random.default_rng((seed, step)).integers(len(labels), size=batch_size)
-        rows = rows[process_index * share :][:share]
-        return {"label": labels[rows], "mask": np.ones(share, np.float32)}
+        rows = np.pad(rows, (0, padding))
+        own = slice(process_index * share, (process_index + 1) * share)
+        return {"label": labels[rows[own]] * mask[own, None], "mask": mask[own]}
 
     return map(draw, range(start_step, num_steps))

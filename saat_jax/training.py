@@ -124,6 +124,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = 0
+        self._asked, self._calls, self._next = time.monotonic(), 0, 1
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -146,11 +147,25 @@ class StopSignal:
             # Not print, which this may have interrupted.
             os.write(2, b"\nstopping once the state is saved; Ctrl-C again ends at once\n")
 
-    def on_any_process(self) -> int:
-        """The signal that any process was sent, or 0: all must save the same step."""
+    def on_any_process(self, *, at_once: bool = False) -> int:
+        """The signal that any process was sent, or 0: all must save the same step.
+
+        Several processes ask each other about once a second, after a number of calls that they
+        agree upon: to do so in each step would make it wait for the devices.
+
+        Args:
+            at_once: ask now.
+        """
         if jax.process_count() == 1:
             return self.received
-        return int(multihost_utils.process_allgather(np.array(self.received)).max())
+        self._calls += 1
+        if self._calls < self._next and not at_once:
+            return 0
+        seconds = (time.monotonic() - self._asked) / self._calls
+        told = multihost_utils.process_allgather(np.array([self.received, seconds]))
+        self._asked, self._calls = time.monotonic(), 0
+        self._next = max(1, round(1 / max(told[:, 1].max(), 1e-3)))
+        return int(told[:, 0].max())
 
 
 class _Meter:
@@ -385,7 +400,7 @@ def train(
             save(host, best=False)
             told.meter.restart()
         # Asked once more, since the last evaluation takes its time.
-        if kind := stop.on_any_process():
+        if kind := stop.on_any_process(at_once=True):
             saved.wait()
             told.bar.close()
             raise Interrupted(signal.Signals(kind), step, num_steps)

@@ -1,6 +1,7 @@
 """Tests of saat_jax.datasets."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -282,6 +283,23 @@ def test_another_seed_gives_another_order(split):
     first = next(datasets.train_batches(split, **TRAINING))["index"]
     other = next(datasets.train_batches(split, **TRAINING | {"seed": 6}))["index"]
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("iterate", ["train", "eval"])
+@pytest.mark.parametrize("num_devices", [3, 8])
+def test_batches_are_filled_up_to_the_devices(split, iterate, num_devices):
+    sizes = {"batch_size": 4, "image_size": 8, "resize": 9}
+    if iterate == "train":
+        read = functools.partial(datasets.train_batches, split, **TRAINING | sizes)
+    else:
+        read = functools.partial(datasets.eval_batches, split, **sizes)
+    for plain, filled in zip(read(), read(num_devices=num_devices), strict=True):
+        rows = -(-4 // num_devices) * num_devices
+        assert all(len(values) == rows for values in filled.values())
+        for name, values in plain.items():
+            np.testing.assert_array_equal(filled[name][:4], values)
+        assert not filled["mask"][4:].any() and not filled["image"][4:].any()
+        assert (filled["index"][4:] == len(split)).all()
 
 
 @pytest.mark.parametrize("iterate", ["train", "eval"])

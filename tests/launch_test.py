@@ -509,7 +509,6 @@ def test_networks_for_attacks_are_checked_before_any_work(digits, tmp_path):
     data = digits
     odd, small = (dataclasses.replace(data, image_size=size) for size in (40, 16))
     for section, changes, images, message in (
-        ("tha", {"batch_size": 3}, data, "learned.tha.batch_size must be a multiple of the 8"),
         (
             "tha",
             {"options": {"pair": "circle"}},

@@ -259,6 +259,13 @@ def test_target_label_batches():
     halves = [next(draw(num_steps=1, process_index=i, process_count=2)) for i in range(2)]
     joined = np.concatenate([half["label"] for half in halves])
     np.testing.assert_array_equal(joined, batches[0]["label"])
+    # Batches that do not divide by the devices are filled up.
+    filled = [
+        next(draw(num_steps=1, num_devices=64, process_index=i, process_count=2)) for i in range(2)
+    ]
+    labels, mask = (np.concatenate([half[name] for half in filled]) for name in ("label", "mask"))
+    assert len(mask) == 640 and mask.sum() == 600
+    np.testing.assert_array_equal(labels[mask > 0], batches[0]["label"])
     other = next(draw(num_steps=1, seed=4))
     assert not np.array_equal(other["label"], batches[0]["label"])
 

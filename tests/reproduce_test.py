@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs import reproduce as cells
 from launch.reproduce import __main__ as reproduce
-from launch.reproduce import collect, grid, plan, published, runner
+from launch.reproduce import collect, estimate, grid, plan, published, runner, sets
 from saat_jax import files
 
 ROWS = published.load_published()
@@ -146,7 +148,7 @@ def test_tables_share_what_they_have_in_common(tmp_path):
 def test_more_steps_and_more_images_cost_more(tmp_path):
     job = _job(tmp_path, small=False)
     stages = plan.plan(job, grid.needed(grid.rows_of(["saat:II", "saat:III"]), []))
-    by_title = {stage.title: plan.cost(job, stage) for stage in stages}
+    by_title = {stage.title: estimate.cost(job, stage) for stage in stages}
     flickr, coco = (f"saat-{name}-dph-alexnet-32-seed0" for name in ("flickr25k", "coco"))
     assert by_title[f"{coco} judge saat"] > by_title[f"{flickr} judge saat"]
     assert by_title[f"{flickr} harden saat"] > by_title[f"{flickr} train pretrained"] / 5
@@ -183,7 +185,7 @@ def test_wrong_commands_are_answered_by_what_to_mend(tmp_path, capsys):
         reproduce.main([*base, "--table", "saat:II", "--root", "nus-wide=FOLDER"])
     shown = capsys.readouterr().err
     assert "--root nus-wide=FOLDER is of no known set; expected one of flickr25k, nus" in shown
-    with pytest.raises(ValueError, match="no lists of coco, flickr25k, nuswide; add --root"):
+    with pytest.raises(ValueError, match="no lists of saat:coco, saat:flickr25k, saat:nuswide; "):
         reproduce.main([*base, "--table", "saat:II"])
     with pytest.raises(ValueError, match="no run 'x' in the plan"):
         reproduce.main([*base, "--table", "saat:II", "--only", "x"])
@@ -209,16 +211,81 @@ def test_a_cell_has_a_task_that_it_can_end():
 )
 def test_a_setting_that_does_not_fit_is_named(tmp_path, name, value):
     model = grid.GridModel("saat", "coco", "dph", "alexnet", 32)
-    with pytest.raises(ValueError, match=f"--set {name}={value!r} does not fit the config of saat"):
+    with pytest.raises(ValueError, match=rf"--set, saat-coco\S+: {name}={value!r} does not fit"):
         _job(tmp_path, settings={name: value}).config(model, 0)
 
 
-def test_rows_of_lists_of_either_format_are_counted(tmp_path):
-    for number, name in enumerate(("test_label", "database", "train"), 1):
-        (tmp_path / f"{name}.txt").write_text("a.png 1 0\n" * number)
-    config = {"data": {"source": "lists", "root": str(tmp_path)}}
-    model = grid.GridModel("saat", "small", "dph", "alexnet", 32)
-    assert plan._sizes(model, config) == (1, 2, 3)
+def _lists(folder, query, database, train, *, num_classes=2):
+    folder.mkdir()
+    for number, name in enumerate(("test", "other")):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(folder / f"{name}.png")
+    label = " ".join(["1", *"0" * (num_classes - 1)])
+    for name, number in (("test", query), ("database", database), ("train", train)):
+        image = "test" if name == "test" else "other"
+        (folder / f"{name}.txt").write_text(f"{image}.png {label}\n" * number)
+    return str(folder)
+
+
+def test_a_folder_that_is_not_the_set_it_is_called_is_refused(tmp_path, monkeypatch):
+    known = {"saat": sets.Sizes(2, 6, 3, 2), "prosgan": sets.Sizes(3, 5, 3, 2)}
+    for paper, sizes in known.items():
+        monkeypatch.setitem(sets.PUBLISHED, (paper, "coco"), sizes)
+    roots = {"saat:coco": _lists(tmp_path / "a", 2, 6, 3), "coco": _lists(tmp_path / "b", 3, 5, 3)}
+    models = {p: grid.GridModel(p, "coco", "dph", "alexnet", 32) for p in known}
+    job = _job(tmp_path, small=False, roots=roots)
+    for paper, model in models.items():
+        found = job.sizes(model)
+        assert found == dataclasses.replace(known[paper], unlabelled=0)
+        assert job.config(model, 0)["data"]["root"] == job.root(model)
+    wrong = _job(tmp_path, small=False, roots={"coco": roots["saat:coco"]})
+    assert wrong.sizes(models["saat"])
+    with pytest.raises(
+        ValueError, match=r"not coco as prosgan has it: it has 2 for 3 \(query\), 6"
+    ):
+        wrong.sizes(models["prosgan"])
+    allowed = dataclasses.replace(wrong, any_lists=True)
+    assert allowed.sizes(models["prosgan"]).query == 2
+    assert "2 for 3 (query)" in collect.set_notes(allowed, models.values())[0]
+    argv = [
+        "--table",
+        "prosgan:7",
+        "--workdir",
+        str(tmp_path / "w"),
+        "--root",
+        "coco=" + roots["coco"],
+    ]
+    with pytest.raises(ValueError, match="start from ImageNet's weights; .* or say --from-scratch"):
+        reproduce.main(argv)
+
+
+def test_a_setting_reaches_what_tables_vary_or_is_refused(tmp_path):
+    model = grid.GridModel("saat", "coco", "dph", "alexnet", 32)
+    weighted = cells.weighted("adversarial_weight", 2.0)
+    job = _job(tmp_path, settings={"defenses.saat.num_epochs": 2, "attacks.mainstay.epsilon": 0.1})
+    config = job.config(model, 0, ["saat", weighted], ["mainstay_500"])
+    assert [stage["num_epochs"] for stage in config["defenses"].values()] == [2, 2]
+    assert config["attacks"]["mainstay_500"]["epsilon"] == 0.1
+    varied = _job(tmp_path, settings={"defenses.saat.options.adversarial_weight": 3.0})
+    assert (
+        varied.config(model, 0, ["saat"])["defenses"]["saat"]["options"]["adversarial_weight"] == 3
+    )
+    with pytest.raises(
+        ValueError, match=rf"is what a table or figure varies, by {weighted}; leave"
+    ):
+        varied.config(model, 0, ["saat", weighted])
+
+
+def test_an_estimate_counts_reading_and_takes_the_speed_of_the_machine(tmp_path):
+    job = _job(tmp_path, roots={"small": _lists(tmp_path / "lists", 2, 6, 3)})
+    (item, _) = plan.plan(
+        job, [_measure("saat:VII", dataset="NUS-WIDE", attack="HAG", metric="MAP@5000")]
+    )
+    work = estimate._work(job, item, item.models[0])
+    # 25 epochs of 3 images, and the queries and the database twice.
+    assert work.reads == 25 * 3 + 2 * 8
+    shown = estimate.show_plan(job, [item], teraflops=None)
+    assert "the speed measured on this machine" in shown
+    assert estimate._hours(job, item, 1e-6) > estimate._hours(job, item, 1.0) > 0
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):

@@ -2,9 +2,13 @@ r"""Makes the tables and figures of both papers, beside the published numbers.
 
     saat-jax reproduce --table all --scale small --workdir runs/small
     saat-jax reproduce --table saat:II --table saat:fig3 --workdir runs/paper \
-        --root flickr25k=FOLDER --root nuswide=FOLDER --root coco=FOLDER --weights FOLDER
-    ... --dry-run      shows what would be done, and what it would cost
+        --root saat:flickr25k=FOLDER --root nuswide=FOLDER --root saat:coco=FOLDER --weights FOLDER
+    ... --dry-run      shows what would be done, and what it would cost on this machine
     ... --commands     prints one command for each network, for a cluster's array jobs
+    ... --distributed  one of several processes, on a folder that all see
+
+The papers divide FLICKR-25K and MS-COCO differently: with a paper's name before the set's, as in
+saat:coco, a --root counts for that one alone. A folder of other sizes than the paper's is refused.
 
 What tables share is done once; what is done is skipped, and refused if made with other settings;
 what was stopped goes on. The result is <workdir>/index.html with all tables (also Markdown and
@@ -19,12 +23,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from launch import terminal
-from launch.main import start_jax
-from launch.reproduce import grid, published
+from launch.main import add_job_flags, check_job_flags, join_job, start_jax
+from launch.reproduce import grid, published, sets
 from launch.reproduce.collect import collect
-from launch.reproduce.plan import Job, PlanItem, commands, is_done, plan, show_plan
+from launch.reproduce.estimate import show_plan
+from launch.reproduce.plan import Job, PlanItem, commands, is_done, plan
 from launch.reproduce.runner import run_all
+from saat_jax import parallel
 from saat_jax.options import check_numbers
 
 
@@ -39,9 +47,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--table", action="append", required=True, help=f"one of {' '.join(ids)}, or all")
     add("--workdir", required=True, type=pathlib.Path, help="folder of the site and its runs")
     add("--scale", choices=("full", "small"), default="full", help="small is for a CPU")
-    sets = [*grid.DATASETS.values(), "small"]
-    add("--root", action="append", default=[], help=f"SET=FOLDER of lists: {', '.join(sets)}")
-    add("--weights", type=pathlib.Path, help="folder of pretrained weights, such as vgg11.pth")
+    names = [*grid.DATASETS.values(), "small"]
+    roots = [*names, *(":".join(own) for own in sets.PUBLISHED)]
+    add("--root", action="append", default=[], help=f"SET=FOLDER of lists: {', '.join(names)}")
+    add("--any-lists", action="store_true", help="take lists of other sizes than the papers'")
+    add("--weights", type=pathlib.Path, help="folder of ImageNet's weights, such as vgg11.pth")
+    add("--from-scratch", action="store_true", help="at full scale, do without such weights")
     add("--seeds", type=int, nargs="+", default=[0], help="one run of everything for each")
     add(
         "--set",
@@ -53,14 +64,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="show the plan and its cost")
     add("--commands", action="store_true", help="print one command for each network")
     add("--collect", action="store_true", help="only write the site from what is there")
-    add("--teraflops", type=float, default=20.0, help="rate for the estimate, in TFLOP/s")
+    add("--teraflops", type=float, help="speed for the estimate; by default this machine's")
+    add_job_flags(parser)
     options = parser.parse_args(argv)
     if unknown := [name for name in options.table if name not in (*ids, "all")]:
         parser.error(f"unknown table {unknown[0]!r}; expected one of {', '.join(ids)}, or all")
     if wrong := [pair for pair in options.root + options.set if "=" not in pair]:
         parser.error(f"expected NAME=VALUE, got {wrong[0]!r}")
-    if absent := [pair for pair in options.root if pair.partition("=")[0] not in sets]:
-        parser.error(f"--root {absent[0]} is of no known set; expected one of {', '.join(sets)}")
+    if absent := [pair for pair in options.root if pair.partition("=")[0] not in roots]:
+        parser.error(f"--root {absent[0]} is of no known set; expected one of {', '.join(roots)}")
+    if options.weights and options.from_scratch:
+        parser.error("--weights and --from-scratch exclude each other")
+    check_job_flags(parser, options)
     check_numbers("", teraflops=options.teraflops)
     for seed in options.seeds:
         check_numbers("--seeds", seed=seed)
@@ -79,13 +94,22 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _check_roots(job: Job, planned: Sequence[PlanItem]) -> None:
-    absent = {m.dataset for s in planned for m in s.models} - set(job.roots)
-    if absent and not job.small:
+def _check(job: Job, planned: Sequence[PlanItem], *, from_scratch: bool) -> None:
+    """Refuses what would measure something else than the papers do, without saying so."""
+    models = {model for item in planned for model in item.models}
+    absent = {f"{m.paper}:{m.dataset}" for m in models if not job.small and not job.root(m)}
+    if absent:
         raise ValueError(
             f"no lists of {', '.join(sorted(absent))}; add --root NAME=FOLDER for each "
             "(saat-jax prepare makes them), or try --scale small"
         )
+    if not (job.small or job.weights or from_scratch):
+        raise ValueError(
+            "the papers start from ImageNet's weights; name their folder by --weights (the head of "
+            "configs/train_hash.py says how torchvision writes them), or say --from-scratch"
+        )
+    for model in models:
+        job.sizes(model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights=options.weights,
         seeds=tuple(options.seeds),
         settings={k: _literal(v) for k, v in (pair.split("=", 1) for pair in options.set)},
+        any_lists=options.any_lists,
     )
     rows = grid.rows_of(options.table)
     figures = [figure for name, figure in grid.FIGURES.items() if name in options.table]
@@ -109,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(commands(planned, argv))
         return 0
     start_jax("highest")
+    join_job(options)
     if options.dry_run:
         print(show_plan(job, planned, teraflops=options.teraflops))
         return 0
@@ -118,9 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Refuses what was made with other settings.
             is_done(job, item)
     else:
-        _check_roots(job, planned)
+        _check(job, planned, from_scratch=options.from_scratch)
         failed = run_all(job, planned, options.only)
-    if not options.only:
+    # The first process alone writes, when all have done their part.
+    parallel.wait_for_all("collect")
+    if not options.only and jax.process_index() == 0:
         print(f"\nresult: {collect(job, rows, figures)}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

@@ -5,13 +5,13 @@ import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
-from launch.reproduce import grid, panels, published, site
-from launch.reproduce.grid import Measurement
+from launch.reproduce import grid, panels, published, sets, site
+from launch.reproduce.grid import GridModel, Measurement
 from launch.reproduce.plan import Job
 from saat_jax import files, options
 
@@ -73,6 +73,7 @@ def collect(
 ) -> pathlib.Path:
     """Writes the site from what has been measured so far; returns its index."""
     found = []
+    models = {point.model: None for point in grid.needed(rows, figures)}
     for row in rows:
         point = grid.measurement(row)
         values = [value_of(job, point, seed) for seed in job.seeds]
@@ -89,8 +90,8 @@ def collect(
         job.workdir,
         found,
         [_drawn(job, figure) for figure in figures],
-        provenance=_provenance(job),
-        notes=_notes(job),
+        provenance=_provenance(job, models),
+        notes=[*_notes(job), *set_notes(job, models)],
         runs={path.name: str((path / "report.html").relative_to(job.workdir)) for path in folders},
     )
 
@@ -129,7 +130,7 @@ def _commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
-def _provenance(job: Job) -> dict[str, str]:
+def _provenance(job: Job, models: Iterable[GridModel]) -> dict[str, str]:
     devices = jax.devices()
     return {
         "protocol": "saat: MAP@5000, disjoint targets; prosgan: MAP of the whole database, "
@@ -140,7 +141,29 @@ def _provenance(job: Job) -> dict[str, str]:
         "versions": f"Python {platform.python_version()}, jax {importlib.metadata.version('jax')}",
         "commit": _commit(),
         "settings": json.dumps(job.settings) if job.settings else "as in configs/reproduce.py",
+        **_data(job, models),
     }
+
+
+def _data(job: Job, models: Iterable[GridModel]) -> dict[str, str]:
+    """What the networks were trained and judged on, by paper and set."""
+    if job.small:
+        model = next(iter(models))
+        return {"data": f"{job.root(model) or 'the bundled digits'}: {job.sizes(model)}"}
+    known = {f"{m.paper}, {m.dataset}": m for m in models if job.root(m)}
+    weights = str(job.weights) if job.weights else "none: networks start from random numbers"
+    return {"weights": weights, **{name: str(job.sizes(m)) for name, m in known.items()}}
+
+
+def set_notes(job: Job, models: Iterable[GridModel]) -> list[str]:
+    """Warnings of sets that are not as the papers have them."""
+    known = {(m.paper, m.dataset): m for m in models if job.root(m) and not job.small}
+    found = {place: sets.difference(*place, job.sizes(model)) for place, model in known.items()}
+    return [
+        f"The lists of {dataset} are not those of {paper}: they have {other}."
+        for (paper, dataset), other in found.items()
+        if other
+    ]
 
 
 def _notes(job: Job) -> list[str]:

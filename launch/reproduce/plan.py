@@ -1,29 +1,18 @@
-"""What has to be done for some tables: items, whether they are done, and what they cost."""
+"""What has to be done for some tables: items, and whether they are done."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
-
 from configs import reproduce as cells
+from launch.reproduce import sets
 from launch.reproduce.grid import GridModel, Measurement
-from saat_jax import files, generative, networks, training
+from saat_jax import files, options, training
 from saat_jax.pipeline.parts import Config, decisive
 
-# Queries, database and training images of both papers, for the estimate of the cost.
-_SIZES = {
-    ("saat", "flickr25k"): (1000, 24000, 5000),
-    ("saat", "nuswide"): (2100, 193734, 10500),
-    ("saat", "coco"): (5000, 118287, 10000),
-    ("prosgan", "flickr25k"): (1700, 23300, 5000),
-    ("prosgan", "nuswide"): (2100, 193734, 10500),
-    ("prosgan", "coco"): (5000, 117218, 10000),
-}
 # At small scale one set stands for all three.
 _STAND_IN = "small"
 
@@ -61,8 +50,9 @@ class Job:
     Attributes:
         workdir: folder of the site; the runs are in its folder runs.
         small: whether on small stand-ins.
-        roots: folder of each data set's lists.
+        roots: folder of the lists, by set, or by paper and set as "saat:coco".
         weights: folder of pretrained weights; None for none.
+        any_lists: whether lists of other sizes than the papers' will do.
         seeds: one run of everything for each.
         settings: further settings of every config, by dotted name.
     """
@@ -73,6 +63,33 @@ class Job:
     weights: pathlib.Path | None
     seeds: tuple[int, ...]
     settings: dict[str, Any]
+    any_lists: bool = False
+
+    def root(self, model: GridModel) -> str:
+        """The folder of a network's lists; empty if none is named."""
+        if self.small:
+            return self.roots.get(_STAND_IN, "")
+        own = self.roots.get(f"{model.paper}:{model.dataset}")
+        return own or self.roots.get(model.dataset, "")
+
+    def sizes(self, model: GridModel) -> sets.Sizes:
+        """How large a network's data are; without lists of them, as the paper has it.
+
+        Raises:
+            ValueError: if the lists are not sound, or are not those of the paper's set.
+        """
+        if not self.small and not self.root(model):
+            return sets.PUBLISHED[model.paper, model.dataset]
+        config = self.config(model, self.seeds[0])
+        found = sets.sizes_of(config["data"], config["seed"])
+        other = "" if self.small else sets.difference(model.paper, model.dataset, found)
+        if other and not self.any_lists:
+            raise ValueError(
+                f"{self.root(model)} is not {model.dataset} as {model.paper} has it: it has "
+                f"{other}; name the right folder by --root {model.paper}:{model.dataset}=FOLDER, "
+                "or give --any-lists, and every page says so"
+            )
+        return found
 
     def folder(self, run: str) -> pathlib.Path:
         """Where a run is."""
@@ -99,24 +116,26 @@ class Job:
         Raises:
             ValueError: if it has no such setting as one of the command.
         """
-        config = cells.make_config(**dataclasses.asdict(model), small=self.small)
-        config.seed = seed
-        root = self.roots.get("small" if self.small else model.dataset)
-        if self.small and root:
-            config.data = small_data(root)
-        elif not self.small:
-            config.data.root = root or ""
-            if self.weights:
-                config.model.weights = str(find_weights(self.weights, model.network))
-        config.lock()
-        for name, value in self.settings.items():
-            try:
-                config.update_from_flattened_dict({name: value})
-            except (AttributeError, KeyError, TypeError) as error:
+        names = {*forms, *attacks}
+        for name in self.settings:
+            if varied := names.intersection(cells.swept().get(name, ())):
                 raise ValueError(
-                    f"--set {name}={value!r} does not fit the config of {model.name}: "
-                    f"{error.args[0]}"
-                ) from error
+                    f"--set {name} is what a table or figure varies, by {', '.join(sorted(varied))}"
+                    "; leave it out, or that table"
+                )
+        root, places = self.root(model), {}
+        if not self.small:
+            places["data.root"] = root
+            if self.weights:
+                places["model.weights"] = str(find_weights(self.weights, model.network))
+        with options.naming(f"--set, {model.name}"):
+            config = cells.make_config(
+                **dataclasses.asdict(model),
+                small=self.small,
+                data=small_data(root) if self.small and root else None,
+                settings=places | self.settings,
+            )
+        config.seed = seed
         plain: Config = config.to_dict()
         plain["defenses"] = {name: plain["defenses"][name] for name in forms}
         plain["attacks"] = {name: plain["attacks"][name] for name in attacks}
@@ -260,101 +279,6 @@ def _shared(tree: Config, other: Config) -> Config:
         for name, value in tree.items()
         if name in other
     }
-
-
-def cost(job: Job, item: PlanItem) -> float:
-    """An estimate of the floating-point operations of an item: those of its network passes.
-
-    A gradient by the images costs two forward passes, by the parameters three.
-    """
-    total = 0.0
-    for model in item.models:
-        config = job.config(model, item.seed, [item.form] * (item.action == "harden"), ())
-        forward, generator = _flops(
-            config["model"]["name"],
-            tuple(config["model"].get("widths", ())),
-            config["data"]["image_size"],
-            config["learned"]["prosgan"]["base_width"],
-        )
-        queries, database, train = _sizes(model, config)
-        if item.action == "train":
-            section = config["pretrain"]
-            judged = section["num_epochs"] / section["evaluate_every"] + 1
-            total += forward * (3 * train * section["num_epochs"] + judged * (database + queries))
-            continue
-        if item.action == "harden":
-            section = config["defenses"][item.form]
-            steps = 2 * section["options"]["num_steps"] + 6
-            total += forward * steps * train * section["num_epochs"]
-            continue
-        suite = job.config(model, item.seed, attacks=attacks_of([item]))["attacks"]
-        total += forward * (queries + database + train)
-        for settings in suite.values():
-            total += forward * queries * 2 * settings.get("num_steps", 0)
-            if settings["attack"] == "prosgan":
-                section = config["learned"][settings.get("learned", "prosgan")]
-                images = train * section["num_epochs"]
-                total += images * 3 * (generator + forward) + queries * generator
-    return total
-
-
-def _sizes(model: GridModel, config: Config) -> tuple[int, int, int]:
-    """Queries, database and training images."""
-    if (model.paper, model.dataset) in _SIZES:
-        return _SIZES[model.paper, model.dataset]
-    data = config["data"]
-    if data["source"] == "digits":
-        return data["num_query"], data["num_database"], data["num_train"]
-    counts = []
-    for split in ("test", "database", "train"):
-        # Of either format, see saat_jax/datasets/lists.py.
-        paths = [pathlib.Path(data["root"]) / f"{split}{end}.txt" for end in ("_label", "")]
-        found = [path for path in paths if path.is_file()]
-        if not found:
-            raise ValueError(
-                f"no lists in {data['root']!r}: expected {paths[0].name} with {split}_img.txt, or "
-                f"{paths[1].name}; name their folder by --root"
-            )
-        with found[0].open("rb") as file:
-            counts.append(sum(1 for _ in file))
-    return counts[0], counts[1], counts[2]
-
-
-@functools.cache
-def _flops(
-    network: str, widths: tuple[int, ...], size: int, base_width: int
-) -> tuple[float, float]:
-    """Operations of a forward pass of one image: of the network, and of the generator."""
-    options = {"widths": widths} if widths else {}
-    model = networks.create_network(network, num_bits=32, **options)
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    key = jax.random.key(0)
-    generator = generative.Generator(base_width)
-    semantics = jax.ShapeDtypeStruct((1, 512), "float32")
-    found: list[float] = []
-    for net, inputs in ((model, (image,)), (generator, (image, semantics))):
-        variables = jax.eval_shape(net.init, key, *inputs)
-        counted: Any = jax.jit(net.apply).lower(variables, *inputs).cost_analysis()
-        found.append(counted["flops"])
-    return found[0], found[1]
-
-
-def show_plan(job: Job, items: Sequence[PlanItem], *, teraflops: float) -> str:
-    """The plan as a table: items, whether done, and hours at a rate."""
-    lines, left = [], 0.0
-    for item in items:
-        done = is_done(job, item)
-        hours = cost(job, item) / (teraflops * 1e12) / 3600
-        left += 0 if done else hours
-        what = ", ".join(item.attacks) or "-"
-        lines.append(f"{'done' if done else '':4}  {hours:9.3g}  {item.title}  [{what}]")
-    return "\n".join(
-        [
-            f"{len(items)} stages; hours at {teraflops:g} TFLOP/s",
-            *lines,
-            f"left: {left:.3g} hours. Counted are passes through networks, not input or start-up.",
-        ]
-    )
 
 
 def commands(items: Sequence[PlanItem], argv: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from launch.reproduce.plan import Config, Job, PlanItem, attacks_of, cost, is_done, mark_done
-from saat_jax import pipeline, reports
+from launch.reproduce.estimate import cost
+from launch.reproduce.plan import Config, Job, PlanItem, attacks_of, is_done, mark_done
+from saat_jax import parallel, pipeline, reports
 from saat_jax.pipeline import Run
 
 
@@ -39,7 +40,8 @@ class Runner:
                 pipeline.harden(run, item.form)
             else:
                 pipeline.judge(run, item.form, item.attacks)
-                reports.write_report(run.workdir)
+                if jax.process_index() == 0:
+                    reports.write_report(run.workdir)
 
     def _run(self, item: PlanItem) -> Run:
         if self._last is None or self._last[0] != item.run_name:
@@ -78,6 +80,8 @@ def run_all(job: Job, planned: Sequence[PlanItem], only: str | None) -> list[str
     """Runs the items that are not done; returns what failed, in words."""
     mine = [item for item in planned if only in (None, item.run_name)]
     todo = [item for item in mine if not is_done(job, item)]
+    # All processes have seen the same before the first one goes on.
+    parallel.wait_for_all("plan")
     weights = {item.title: cost(job, item) for item in todo}
     failed: dict[tuple[str, str], str] = {}
     runner, start, spent = Runner(job, planned), time.monotonic(), 0.0
@@ -94,9 +98,13 @@ def run_all(job: Job, planned: Sequence[PlanItem], only: str | None) -> list[str
             if broken := failed.keys() & {*needed, (item.run_name, item.form)}:
                 raise ValueError(f"{' '.join(min(broken))} failed")
             runner(item)
-            mark_done(job, item)
+            if jax.process_index() == 0:
+                mark_done(job, item)
         # Out of memory is a RuntimeError.
         except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+            if jax.process_count() > 1:
+                # The others may not have failed, and would wait for this one.
+                raise
             failed[item.run_name, made] = f"{item.title}: {type(error).__name__}: {error}"
             print(failed[item.run_name, made], file=sys.stderr)
         spent += weights[item.title]

@@ -36,18 +36,19 @@ def train_batches(
     image_size: int,
     resize: int | None,
     augment: bool = False,
+    num_devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Iterates over the shuffled batches of all epochs, from any step on.
 
     Every epoch has its own order, fixed by `seed` and its number. The last, short batch of an
-    epoch is padded: its extra rows have mask 0, zero image and label, and index `len(split)`,
-    which a scatter with mode="drop" ignores.
+    epoch is padded, and so is every batch that does not divide by the devices: extra rows have
+    mask 0, zero image and label, and index `len(split)`, which a scatter with mode="drop" ignores.
 
     Args:
         split: where the images are.
-        batch_size: rows of a global batch, over all processes.
+        batch_size: real rows of a global batch, over all processes.
         seed: of the orders; not negative.
         num_epochs: number of passes from step 0.
         start_step: number of batches to leave out, those a resumed run has already seen.
@@ -55,8 +56,9 @@ def train_batches(
         resize: short side before the centre crop; None squeezes the whole image.
         augment: whether crops lie anywhere in the image instead of at its centre, and half of
             them are mirrored, by chance that `seed` and the epoch fix.
+        num_devices: of all processes.
         process_index: which share of each global batch to yield.
-        process_count: number of equal, contiguous shares.
+        process_count: number of equal, contiguous shares; the devices divide by it.
 
     Returns:
         Iterator of dicts: "image" [batch, image_size, image_size, 3] float32 in [0, 1],
@@ -68,7 +70,8 @@ def train_batches(
             iterating, an image that cannot be read.
     """
     options.check_numbers(seed=seed, start_step=start_step)
-    share = _share(split, batch_size, process_index, process_count)
+    padding = -batch_size % num_devices
+    share = _share(split, batch_size + padding, process_index, process_count)
     num_steps = steps_per_epoch(split, batch_size)
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -76,10 +79,12 @@ def train_batches(
             rng = np.random.default_rng((seed, epoch))
             order = _pad(rng.permutation(len(split)), batch_size)
             draws = rng.random((*order.shape, 3), np.float32)
+            order = np.pad(order, ((0, 0), (0, padding)), constant_values=len(split))
+            draws = np.pad(draws, ((0, 0), (0, padding), (0, 0)))
             for step in range(max(start_step - epoch * num_steps, 0), num_steps):
                 yield order[step, share], draws[step, share]
 
-    size = batch_size // process_count
+    size = (batch_size + padding) // process_count
     return _read(
         split, rows, size, _by_tf_data, image_size=image_size, resize=resize, augment=augment
     )
@@ -92,17 +97,21 @@ def eval_batches(
     image_size: int,
     resize: int | None,
     start_step: int = 0,
+    num_devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Iterates once over a split in the order of its rows; otherwise as `train_batches`."""
-    share = _share(split, batch_size, process_index, process_count)
+    padding = -batch_size % num_devices
+    share = _share(split, batch_size + padding, process_index, process_count)
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for index in _pad(np.arange(len(split)), batch_size)[start_step:, share]:
+        order = _pad(np.arange(len(split)), batch_size)
+        order = np.pad(order, ((0, 0), (0, padding)), constant_values=len(split))
+        for index in order[start_step:, share]:
             yield index, np.empty((len(index), 3), np.float32)
 
-    size = batch_size // process_count
+    size = (batch_size + padding) // process_count
     return _read(split, rows, size, _in_threads, image_size=image_size, resize=resize)
 
 

@@ -47,6 +47,7 @@ def batches_from(
         image_size=dataset.image_size,
         resize=dataset.resize,
         start_step=start,
+        num_devices=jax.device_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

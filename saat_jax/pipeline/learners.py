@@ -100,6 +100,7 @@ def _learn_prototypes(
             seed=run.config["seed"],
             start_step=step,
             num_steps=num_steps,
+            num_devices=jax.device_count(),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
@@ -145,7 +146,8 @@ def _aimed_batches(
         rng = np.random.default_rng((run.config["seed"], step))
         drawn: Any = rng.integers(len(targets.target_label), size=stage["batch_size"])
         share = len(batch["index"])
-        rows = drawn[jax.process_index() * share :][:share]
+        # Whatever it is for the rows that fill the batch up.
+        rows = np.resize(drawn, share * jax.process_count())[jax.process_index() * share :][:share]
         yield batch | {name: values[rows] for name, values in targets._asdict().items()}
 
 

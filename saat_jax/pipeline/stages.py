@@ -85,6 +85,7 @@ def train_batches(
         image_size=run.data.image_size,
         resize=run.data.resize,
         augment=stage.get("augment", False),
+        num_devices=jax.device_count(),
         process_index=0 if whole else jax.process_index(),
         process_count=1 if whole else jax.process_count(),
     )

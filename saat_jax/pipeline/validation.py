@@ -310,12 +310,6 @@ def validate(config: Any) -> Settings:
             **config["evaluation"]["protocol"], seed=config["seed"], precision=config["precision"]
         )
     settings = Settings(config, suite, objective, protocol)
-    devices = jax.device_count()
-    for place, stage in {**settings.stages, "evaluation": config["evaluation"]}.items():
-        if (rows := stage["batch_size"]) % devices:
-            raise ValueError(
-                f"{place}.batch_size must be a multiple of the {devices} devices, got {rows}"
-            )
     _check_defenses(settings)
     return settings
 
