@@ -57,8 +57,7 @@ def published_attacks() -> dict[str, dict[str, Any]]:
         "noise_targeted": dict(towards, attack="noise"),
         "p2p": dict(anchor, attack="p2p"),
         "dhta": dict(anchor, attack="dhta"),
-        # No ball: only the reconstruction loss keeps its images near. A number projects them.
-        "prosgan": dict(attack="prosgan", targeted=True, epsilon=config_dict.placeholder(float)),
+        **_generated(),
         "tha": dict(
             towards,
             attack="tha",
@@ -70,6 +69,15 @@ def published_attacks() -> dict[str, dict[str, Any]]:
         ),  # fmt: skip
         "mainstay_targeted": dict(towards, **mainstay),
     }
+
+
+def _generated() -> dict[str, dict[str, Any]]:
+    """ProS-GAN's images as they are, which its reconstruction loss alone keeps near; and the same
+    projected into the ball of the other attacks.
+    """
+    generated = dict(attack="prosgan", targeted=True)
+    free = dict(generated, epsilon=config_dict.placeholder(float))
+    return {"prosgan": free, "prosgan_ball": dict(generated, epsilon=8 / 255)}
 
 
 def other_attacks() -> dict[str, dict[str, Any]]:
@@ -108,7 +116,7 @@ def prosgan_attacks() -> dict[str, dict[str, Any]]:
         "dhta": dict(anchor, attack="dhta"),
         "dhta_fgsm": dict(signs, step_size=8 / 255, num_steps=1),
         "dhta_ifgsm": dict(signs, step_size=1 / 255, num_steps=100),
-        "prosgan": published_attacks()["prosgan"],
+        **_generated(),
     }
 
 
@@ -202,10 +210,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def shorten(config: ml_collections.ConfigDict, *, num_steps: int) -> None:
-    """Makes the long attacks and what is learned for attacks small enough for a CPU."""
+    """Makes the long attacks and what is learned for attacks small enough for a CPU.
+
+    A schedule stays as long as the attack, and steps along raw gradients go as far in all.
+    """
     for settings in config.attacks.values():
         if settings.get("num_steps", 0) > 1000:
+            times = settings.num_steps / num_steps
             settings.num_steps = num_steps
+            if settings.get("direction") == "raw":
+                settings.update(anneal=True, step_size=times * settings.step_size)
     for name in ("tha", "prosgan_prototypes"):
         config.learned[name].update(num_epochs=10, hidden_width=1024)
         config.learned[name].schedule.learning_rate = 1e-3

@@ -179,7 +179,8 @@ def _shrink(config: ml_collections.ConfigDict, network: str) -> None:
     )
     config.model.widths = _SMALL_WIDTHS[network]
     common.use_adam(config)
-    config.pretrain.update(num_epochs=25, evaluate_every=25)
+    # DPSH learns slowly: after 25 epochs its MAP is 45 to 50, after 60 more than 70.
+    config.pretrain.update(num_epochs=60, evaluate_every=60)
     if "eta" in config.objective:
         # DPSH's quantisation is divided by the number of training images: as among 5,000.
         config.objective.eta *= config.data.num_train / 5000

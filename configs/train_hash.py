@@ -64,6 +64,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
         known_labels=False,
         k=5000,
         targets="disjoint",
+        min_count=1,
     ),
     "prosgan": dict(
         learning_rate=0.05,
@@ -74,6 +75,9 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
         known_labels=True,
         k=None,
         targets="uniform",
+        # Of DHTA's and P2P's released targets, which all attacks share here: most label vectors
+        # are of a single image, whose code both would aim at.
+        min_count=10,
     ),
 }
 
@@ -152,5 +156,5 @@ def make_config(
     if network == "convnet":
         attacks.shorten(config, num_steps=100)
     config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
-    config.evaluation.protocol.targets = values["targets"]
+    config.evaluation.protocol.update(targets=values["targets"], min_count=values["min_count"])
     return config

@@ -14,18 +14,18 @@ from saat_jax.pipeline import parts
 
 DATASETS = ("flickr25k", "nuswide", "coco", "lists")
 # SPEC 0, 2.1, 2.3, 3.1 and 7.1.
-COMMON_PROTOCOL = {"ties": "average", "normalizer": "hits", "min_count": 1}
+COMMON_PROTOCOL = {"ties": "average", "normalizer": "hits"}
 SAAT = {
     "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "thirds", "learning_rate": 0.01},
     "input_norm": True,
-    "protocol": COMMON_PROTOCOL | {"k": 5000, "targets": "disjoint"},
+    "protocol": COMMON_PROTOCOL | {"k": 5000, "targets": "disjoint", "min_count": 1},
 }
 PROSGAN = {
     "optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 1e-5},
     "schedule": {"name": "thirds", "learning_rate": 0.05},
     "input_norm": False,
-    "protocol": COMMON_PROTOCOL | {"k": None, "targets": "uniform"},
+    "protocol": COMMON_PROTOCOL | {"k": None, "targets": "uniform", "min_count": 10},
 }
 
 
