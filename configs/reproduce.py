@@ -9,8 +9,8 @@ makes whole tables; it takes its configs from here. To run one network by hand:
 
 The variant is PAPER,DATASET,OBJECTIVE,NETWORK,BITS, or the same and ",small": the grid on the
 bundled digits, for a CPU, with narrow convolutional networks in the place of each backbone, a few
-hundred images, and 100 attack steps, 300 of SDHA, where the papers take 1,500 or 2,000. PAPER is saat or
-prosgan, the others as in configs/train_hash.py.
+hundred images, and 100 attack steps (SDHA 300) where the papers take 1,500 or 2,000. PAPER is saat
+or prosgan, the others as in configs/train_hash.py.
 
 At small scale all tables and figures took 58 minutes on two CPU cores beside other work. At full
 scale not yet run.
