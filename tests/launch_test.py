@@ -359,6 +359,8 @@ def test_two_processes_make_what_one_makes(smoke, tmp_path, cache):
             [
                 *(sys.executable, "-m", "launch.main", "--config=configs/demo.py:smoke"),
                 *(f"--workdir={tmp_path / 'run'}", f"--compilation_cache={cache}"),
+                # Tested on one process, and long to compile.
+                "--config.evaluation.attack_suite=",
                 *("--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"),
                 f"--process_id={number}",
             ],

@@ -54,7 +54,7 @@ def _config() -> dict[str, Any]:
     config["data"] |= dict(num_query=8, num_database=24, num_train=16)
     config["model"]["widths"] = (4, 4, 4, 4)
     config["task"], config["pretrain"]["checkpoint_every"] = "compare_attacks", 1
-    config["evaluation"]["num_examples"] = 2
+    config["evaluation"].update(num_examples=2, attack_suite="")
     config["pretrain"]["batch_size"] = config["evaluation"]["batch_size"] = 8
     return config
 
