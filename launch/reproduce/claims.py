@@ -1,7 +1,6 @@
 """What the papers say of their tables and figures, checked on ours claim by claim.
 
-A claim is a list of *comparisons*: that one number is above, or below, or near others. Its
-verdict is "holds", "does not hold", "within noise" or "not run".
+A claim is a list of *comparisons*: that one number is above, or below, or near others.
 """
 
 import dataclasses
@@ -25,8 +24,8 @@ _GAPS = {
     "times below": lambda one, rivals: rivals.min(axis=0) / one,
     "percent below": lambda one, rivals: 100 * (1 - one / rivals.min(axis=0)),
 }
-VERDICTS = ("holds", "does not hold", "within noise", "not run")
-_HOLDS, _FAILS, _NOISE, _NOT_RUN = VERDICTS
+_MEANS = {"dataset": "each data set", "table_id": "all cells"}
+HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "does not hold", "within noise", "not run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +48,17 @@ class Tally:
     """A claim's comparisons, counted on some numbers.
 
     Attributes:
-        verdict: one of `VERDICTS`.
+        verdict: "holds", "does not hold", "within noise" or "not run".
         num_held: comparisons that hold, each for itself.
         num_known: comparisons that are measured.
         num_missing: those that are not.
         figures: the mean of each data set; or the comparison that is nearest to fail.
         spreads: standard deviation of each figure over seeds; empty for one seed.
-        num_clear: comparisons that hold by more than `run_noise`; None where it does not apply.
+        num_clear: comparisons that hold by more than `statements.most_noise`; None where they are
+            not of MAP.
     """
 
-    verdict: str = _NOT_RUN
+    verdict: str = NOT_RUN
     num_held: int = 0
     num_known: int = 0
     num_missing: int = 0
@@ -74,8 +74,7 @@ class Claim:
     Attributes:
         paper: as of `Published`.
         statement: the claim, in words.
-        measure: what the figures are.
-        criterion: when it counts as holding.
+        criterion: when it holds.
         printed: the figure in the paper's text; empty if there is none.
         published: the tally of the published numbers; of a figure, nothing is known.
         ours: the same of our cells, what is one measurement counted once.
@@ -84,7 +83,6 @@ class Claim:
 
     paper: str
     statement: str
-    measure: str
     criterion: str
     printed: str
     published: Tally
@@ -94,7 +92,7 @@ class Claim:
     @property
     def contradicted(self) -> bool:
         """Whether the paper's own tables say otherwise."""
-        return self.published.verdict == _FAILS
+        return self.published.verdict == FAILS
 
 
 def check_claims(cells: Sequence[Cell], points: Sequence[Point] = ()) -> list[Claim]:
@@ -130,7 +128,7 @@ def check_claims(cells: Sequence[Cell], points: Sequence[Point] = ()) -> list[Cl
             claims[name] = Claim(
                 paper,
                 statement.text,
-                *_words(statement),
+                _criterion(statement),
                 statement.printed,
                 _tally(statement, statement.comparisons, published),
                 _tally(statement, pairs, ours),
@@ -147,22 +145,15 @@ def _sources(pair: Comparison, sources: Mapping[Published, Hashable]) -> tuple[H
     )
 
 
-def _words(statement: Statement) -> tuple[str, str]:
-    """What the figures of a claim are, and when it holds."""
+def _criterion(statement: Statement) -> str:
+    """When a claim holds, and which figure of it is shown."""
+    is_near = statement.kind == "apart"
+    limit = f"{'at most' if is_near else 'above'} {statement.bound:.3g} {statement.unit}"
     if statement.mean_by:
-        whose = "each data set" if statement.mean_by == "dataset" else "all cells"
-        return f"{statement.unit}, mean of {whose}", f"mean of {whose} above {statement.bound:g}"
-    extreme = "most" if statement.kind == "apart" else "least"
-    measure = (
-        f"{statement.unit}, {extreme} of all cells"
-        if len(statement.comparisons) > 1
-        else statement.unit
-    )
-    each = "every cell " if len(statement.comparisons) > 1 else ""
-    return (
-        measure,
-        f"{each}{'at most' if statement.kind == 'apart' else 'above'} {statement.bound:.3g}",
-    )
+        return f"mean of {_MEANS[statement.mean_by]} {limit}"
+    if len(statement.comparisons) == 1:
+        return limit
+    return f"every cell {limit}; the {'most' if is_near else 'least'} is shown"
 
 
 def _tally(
@@ -193,9 +184,9 @@ def _tally(
     verdicts = {_verdict(line) for line in sign * (decisive - statement.bound)}
     shown = decisive if statement.mean_by else gaps[[np.argmin(excess.mean(axis=1))]]
     spreads = shown.std(axis=1, ddof=1) if shown.shape[1] > 1 else []
-    held = np.array([_verdict(line) == _HOLDS for line in excess])
+    held = np.array([_verdict(line) == HOLDS for line in excess])
     return Tally(
-        next(verdict for verdict in (_FAILS, _NOISE, _HOLDS) if verdict in verdicts),
+        next(verdict for verdict in (FAILS, WITHIN_NOISE, HOLDS) if verdict in verdicts),
         int(held.sum()),
         len(ready),
         missing,
@@ -209,8 +200,8 @@ def _verdict(excess: _Array) -> str:
     """Whether what is above a bound in each seed is so beyond noise."""
     noise = 2 * excess.std(ddof=1) / np.sqrt(len(excess)) if len(excess) > 1 else 0.0
     if excess.mean() > noise:
-        return _HOLDS
-    return _NOISE if len(excess) > 1 and excess.mean() >= -noise else _FAILS
+        return HOLDS
+    return WITHIN_NOISE if len(excess) > 1 and excess.mean() >= -noise else FAILS
 
 
 def _quantity(key: Key) -> str:

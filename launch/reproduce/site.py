@@ -188,7 +188,7 @@ class _Site:
 
     def write_claims(self, claims: Sequence[Claim], stand_in: str) -> None:
         tables = "tables (other sets)" if stand_in else "tables"
-        heads = ["claim", "here", "cells", "ours", tables, "text", "holds if", "queries"]
+        heads = ["claim", "here", "cells", "ours", tables, "text", "queries"]
         papers: dict[str, list[tuple[Claim, list[tuple[str, str]]]]] = {}
         for claim in claims:
             papers.setdefault(claim.paper, []).append((claim, _claim_cells(claim)))
@@ -196,12 +196,12 @@ class _Site:
         parts = ["".join(f"- {rule}\n" for rule in rules)]
         for paper, lines in papers.items():
             rows = [
-                ["; ".join(filter(None, cell)) for cell in ((c.statement, _remark(c)), *own)]
+                [f"{c.statement} ({c.criterion})", *("; ".join(filter(None, cell)) for cell in own)]
                 for c, own in lines
             ]
             parts.append(f"## {paper}\n\n{published.markdown_rows([heads, *rows])}")
         self.write_markdown("claims", _CLAIMS, parts)
-        values = {"note": "", "rules": rules, "kinds": ["md"], "heads": heads, "remark": _remark}
+        values = {"note": "", "rules": rules, "kinds": ["md"], "heads": heads}
         self.write_page("claims", "claims.html", _CLAIMS, papers=papers, **values)
 
 
@@ -218,7 +218,7 @@ def _figure_title(drawing: Drawing) -> str:
 def _rules() -> list[str]:
     """How claims are counted, in sentences."""
     noise = run_noise()
-    means = " and ".join(f"{mean:.2f} for {name}" for name, (mean, _) in noise.items())
+    means = " and ".join(f"{mean:.2f} ({name})" for name, (mean, _) in noise.items())
     most = max(most for _, most in noise.values())
     return [
         "A claim is about cells of the papers' tables. It holds if every cell does; where the "
@@ -226,18 +226,13 @@ def _rules() -> list[str]:
         "Of several seeds, a gap counts if its mean is farther from the bound than twice its "
         "standard error; else it is within noise. One seed does not know its noise.",
         "The papers' own noise is a yardstick: Tables III and IV of SAAT print the MAP of the same "
-        f"benign queries after two trainings. They are {means} points apart in the mean, and "
-        f"{most:.2f} at most: clear are gaps of more than that, close is what is no farther.",
+        f"benign queries after two trainings, in the mean {means} points apart, at most "
+        f"{most:.2f}. Clear are gaps of more than that; close is what is no farther apart.",
         "Ours and tables: the measure, from our numbers and from the published ones. Text: what "
         "the paper's text states, which can differ a little from its tables. Where it states no "
         "figure, the claim says in words what a table or figure is there to show; where the "
         "paper's own tables contradict it, the claim says so.",
     ]
-
-
-def _remark(claim: Claim) -> str:
-    other = "The paper's own tables contradict it." if claim.contradicted else ""
-    return f"{claim.measure}. {other}".rstrip()
 
 
 def _claim_cells(claim: Claim) -> list[tuple[str, str]]:
@@ -251,9 +246,8 @@ def _claim_cells(claim: Claim) -> list[tuple[str, str]]:
         (ours.verdict, ""),
         (_count(ours), ", ".join(filter(None, remarks))),
         (_figures(ours), ""),
-        (_figures(claim.published), _count(claim.published).replace("-", "")),
+        (_figures(claim.published), _count(claim.published).strip("-")),
         (claim.printed or "-", ""),
-        (claim.criterion, ""),
         (", ".join(f"{count:,}" for count in claim.num_queries) or "-", ""),
     ]
 

@@ -258,7 +258,7 @@ def _saat(rows: Sequence[Published]) -> Iterator[Statement]:
             for metric in ("matrix-norm-Linf", "matrix-norm-L2", "MSEx1e-4")
             for pair in _pairs(*(find("saat:VII", a, metric) for a in moving[::-1]))
         ],
-        unit="as printed",
+        unit="in the paper's units",
     )
     yield Statement(
         "Table VIII: SAAT's attack leaves the least MAP of every method and backbone",
@@ -374,7 +374,7 @@ def _prosgan(rows: Sequence[Published]) -> Iterator[Statement]:
         ),
         "1,660",
         100,
-        unit="times; depends on the hardware",
+        unit="times, on the same hardware",
     )
     rivals = ("DHTA+FGSM", "DHTA+I-FGSM", "DHTA")
     for statement, kind, metric, others, unit in (
@@ -384,14 +384,14 @@ def _prosgan(rows: Sequence[Published]) -> Iterator[Statement]:
             "times below",
             seconds,
             rivals,
-            "times; depends on the hardware",
+            "times, on the same hardware",
         ),
         (
             "ProS-GAN changes images less than DHTA by FGSM or I-FGSM",
             "below",
             "Per_x1e-2",
             rivals[:2],
-            "as printed",
+            "in the paper's units",
         ),
     ):
         yield Statement(
@@ -453,5 +453,5 @@ def _prosgan(rows: Sequence[Published]) -> Iterator[Statement]:
             f"Figure 4 (b): the larger alpha, {what}",
             "below",
             _steps(_line("prosgan:fig4", panel, label).values()),
-            unit="as printed" if panel == 2 else "points",
+            unit="in the paper's units" if panel == 2 else "points",
         )
