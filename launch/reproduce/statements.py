@@ -74,6 +74,7 @@ def run_noise() -> dict[str, tuple[float, float]]:
     return found
 
 
+@functools.cache
 def most_noise() -> float:
     """The largest difference of `run_noise`, in points."""
     return max(most for _, most in run_noise().values())
@@ -83,7 +84,7 @@ def _find(
     rows: Iterable[Published], table_id: str, attack: str, metric: str = "", **fields: str
 ) -> list[Published]:
     """The rows of a table that have some fields, in the papers' order."""
-    wanted = {"table_id": table_id, "attack": attack, **fields}
+    wanted = {"attack": attack, "table_id": table_id, **fields}
     wanted |= {"metric": metric} if metric else {}
     return [row for row in rows if all(getattr(row, f) == value for f, value in wanted.items())]
 
