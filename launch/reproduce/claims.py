@@ -4,12 +4,12 @@ A claim is a list of *comparisons*: that one number is above, or below, or near 
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from launch.reproduce import statements
+from launch.reproduce import grid, statements
 from launch.reproduce.grid import Measurement
 from launch.reproduce.published import Cell, Published, load_published
 from launch.reproduce.statements import Comparison, Key, Statement
@@ -95,7 +95,9 @@ class Claim:
         return self.published.verdict == FAILS
 
 
-def check_claims(cells: Sequence[Cell], points: Sequence[Point] = ()) -> list[Claim]:
+def check_claims(
+    cells: Sequence[Cell], points: Sequence[Point] = (), *, one_set: bool = False
+) -> list[Claim]:
     """Checks what the papers say of their tables and figures, claim by claim, on our numbers.
 
     With several seeds, a gap holds, or fails, if its mean is farther from the bound than twice
@@ -103,46 +105,49 @@ def check_claims(cells: Sequence[Cell], points: Sequence[Point] = ()) -> list[Cl
     decide it do, and fails if one of them fails.
 
     Args:
-        cells: any part of the published figures. Those not measured are left out; cells and
-            claims that rest on the same measurements count once.
+        cells: any part of the published figures; those not measured are left out.
         points: any part of the points of `grid.FIGURES`.
+        one_set: whether one set stands for all. Then comparisons, and claims, that differ by the
+            set alone are one.
 
     Returns:
         The claims of both papers, SAAT's first.
     """
     known: dict[Key, Cell | Point] = {cell.row: cell for cell in cells}
     known |= {point.measurement: point for point in points}
-    sources = {cell.row: cell.source for cell in cells if cell.source is not None}
     published = {row: (row.value,) for row in load_published()}
     ours = {key: found.values for key, found in known.items() if found.values}
     claims = {}
     for paper, stated in statements.statements().items():
         for statement in stated:
-            distinct = {_sources(pair, sources): pair for pair in reversed(statement.comparisons)}
-            # The first in the papers' order stays.
+            distinct = _distinct(statement.comparisons, one_set)
             name = statement.kind, statement.mean_by, frozenset(distinct)
             if name in claims:
                 continue
-            pairs = list(distinct.values())[::-1]
+            pairs = [*distinct.values()]
             used = {key for one, rivals in pairs for key in (one, *rivals) if key in ours}
             claims[name] = Claim(
                 paper,
                 statement.text,
                 _criterion(statement),
                 statement.printed,
-                _tally(statement, statement.comparisons, published),
+                _tally(statement, [*_distinct(statement.comparisons, False).values()], published),
                 _tally(statement, pairs, ours),
                 tuple(sorted({known[key].num_queries for key in used} - {0})),
             )
     return list(claims.values())
 
 
-def _sources(pair: Comparison, sources: Mapping[Published, Hashable]) -> tuple[Hashable, ...]:
-    """What is measured for a comparison."""
-    one, rivals = pair
-    return tuple(
-        sources.get(key, key) if isinstance(key, Published) else key for key in (one, *rivals)
-    )
+def _distinct(
+    comparisons: Sequence[Comparison], one_set: bool
+) -> dict[tuple[Measurement, ...], Comparison]:
+    """The first comparison of each choice of measurements."""
+    found: dict[tuple[Measurement, ...], Comparison] = {}
+    for one, rivals in comparisons:
+        points = (grid.measurement(k) if isinstance(k, Published) else k for k in (one, *rivals))
+        sources = tuple(grid.source(point, one_set=one_set) for point in points)
+        found.setdefault(sources, (one, rivals))
+    return found
 
 
 def _criterion(statement: Statement) -> str:

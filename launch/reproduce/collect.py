@@ -1,6 +1,5 @@
 """From the records of all runs to the site: each published number beside its measured one."""
 
-import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -89,7 +88,6 @@ def collect(
                 row,
                 values_of(point),
                 str(page.relative_to(job.workdir)) if page.is_file() else "",
-                _source(job, point),
                 num_queries[point.model],
             )
         )
@@ -111,12 +109,6 @@ def collect(
         notes=[*_notes(job), *set_notes(job, models)],
         runs={path.name: str((path / "report.html").relative_to(job.workdir)) for path in folders},
     )
-
-
-def _source(job: Job, point: Measurement) -> Measurement:
-    """What is really measured: equal for all that one stand-in stands for."""
-    target = point.target and job.stand_in(point.target)
-    return dataclasses.replace(point, model=job.stand_in(point.model), target=target)
 
 
 def _stand_in(job: Job) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 
@@ -62,15 +62,12 @@ class Cell:
         row: the published figure.
         values: ours in the same unit, one per seed; empty while not run.
         page: path of the run's report, relative to the site's folder; empty if there is none.
-        source: what was measured; equal for cells that share one measurement. None for a
-            measurement of its own.
         num_queries: how many queries each value is of; 0 if unknown.
     """
 
     row: Published
     values: tuple[float, ...] = ()
     page: str = ""
-    source: Hashable = None
     num_queries: int = 0
 
     @property
@@ -197,14 +194,6 @@ def load_published() -> list[Published]:
         Published(**{**row, "value": float(row["value"])})  # type: ignore[arg-type]
         for row in csv.DictReader(io.StringIO(text))
     ]
-
-
-def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """One cell of each measurement, the first."""
-    found: dict[Hashable, Cell] = {}
-    for cell in cells:
-        found.setdefault(cell.row if cell.source is None else cell.source, cell)
-    return list(found.values())
 
 
 def as_stand_in(cells: Iterable[Cell], name: str) -> list[Cell]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.reproduce import panels, published
+from launch.reproduce import grid, panels, published
 from launch.reproduce.claims import Claim, Point, Tally, check_claims
 from launch.reproduce.panels import Drawing
 from launch.reproduce.published import Cell, Table
@@ -57,12 +57,15 @@ def write_site(
     """
     site = _Site(pathlib.Path(folder), provenance, notes)
     tables = published.make_tables(published.as_stand_in(cells, stand_in) if stand_in else cells)
-    claims = check_claims(cells, points)
+    claims = check_claims(cells, points, one_set=bool(stand_in))
     for table in tables:
         site.write_table(table, stand_in)
     shown = [site.write_figure(drawing) for drawing in drawings]
     site.write_claims(claims, stand_in)
-    placed = published.distinct(cell for table in tables for cell in table.cells)
+    measured, wanted = (
+        {grid.source(grid.measurement(cell.row), one_set=bool(stand_in)) for cell in part}
+        for part in ([cell for cell in cells if cell.values], cells)
+    )
     verdicts = [claim.ours.verdict for claim in claims]
     known = len(claims) - verdicts.count("not run")
     words = [f"of {known} checked", f"{len(claims)} in all"]
@@ -71,8 +74,8 @@ def write_site(
     tiles = [
         (
             "Numbers measured",
-            f"{_filled(placed):,}",
-            f"of {len(placed):,} distinct ones, for {len(cells):,} published",
+            f"{len(measured):,}",
+            f"of {len(wanted):,} distinct ones, for {len(cells):,} published",
         ),
         ("Claims that hold", str(verdicts.count("holds")), ", ".join(words)),
     ]
@@ -89,8 +92,7 @@ def write_site(
             (
                 table.title,
                 f"tables/{_file_name(table.table_id)}",
-                f"{_filled(published.distinct(table.cells))} of "
-                f"{len(published.distinct(table.cells))}",
+                f"{sum(bool(cell.values) for cell in table.cells)} of {len(table.cells)}",
                 _mean_gap(table.cells),
             )
             for table in tables
@@ -260,10 +262,6 @@ def _figures(tally: Tally) -> str:
     spreads = [f" ±{spread:,.2f}" for spread in tally.spreads] or [""] * len(tally.figures)
     pairs = zip(tally.figures, spreads, strict=True)
     return ", ".join(f"{figure:,.2f}{spread}" for figure, spread in pairs) or "-"
-
-
-def _filled(cells: Sequence[Cell]) -> int:
-    return sum(bool(cell.values) for cell in cells)
 
 
 def _mean_gap(cells: Sequence[Cell]) -> str:
