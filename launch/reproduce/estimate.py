@@ -42,7 +42,7 @@ def _work(job: Job, item: PlanItem, model: GridModel) -> Work:
     """
     config = job.config(model, item.seed, [item.form] * (item.action == "harden"), ())
     base_width = config["learned"]["prosgan"]["base_width"]
-    forward = _flops(json.dumps(config["model"]), config["data"]["image_size"])
+    forward = _flops(_body(config), config["data"]["image_size"])
     sizes = job.sizes(model)
     judged = sizes.query + sizes.database
     if item.action in ("train", "harden"):
@@ -69,6 +69,11 @@ def _counted(net: Any, *inputs: Any) -> float:
     variables = jax.eval_shape(net.init, jax.random.key(0), *inputs)
     found: Any = jax.jit(net.apply).lower(variables, *inputs).cost_analysis()
     return float(found["flops"])
+
+
+def _body(config: Config) -> str:
+    """The section "model" as JSON, without what hardly changes a pass."""
+    return json.dumps(config["model"] | {"num_bits": 32, "input_norm": True, "weights": ""})
 
 
 @functools.cache
@@ -120,9 +125,8 @@ def _hours(job: Job, item: PlanItem, teraflops: float | None) -> float:
     seconds = 0.0
     for model in item.models:
         work, config = _work(job, item, model), job.config(model, item.seed)
-        speed = 1e12 * (teraflops or 0) or _flops_per_second(
-            json.dumps(config["model"]), config["data"]["image_size"]
-        )
+        size = config["data"]["image_size"]
+        speed = 1e12 * (teraflops or 0) or _flops_per_second(_body(config), size)
         seconds += work.flops / speed
         if job.small or job.root(model):
             seconds += work.reads / _reads_per_second(json.dumps(_undecoded(config)))

@@ -85,12 +85,14 @@ def run_all(job: Job, planned: Sequence[PlanItem], only: str | None) -> list[str
     weights = {item.title: cost(job, item) for item in todo}
     failed: dict[tuple[str, str], str] = {}
     runner, start, spent = Runner(job, planned), time.monotonic(), 0.0
-    print(f"{len(mine)} stages, {len(mine) - len(todo)} of them done")
+    if jax.process_index() == 0:
+        print(f"{len(mine)} stages, {len(mine) - len(todo)} of them done")
     for number, item in enumerate(todo, 1):
         past = time.monotonic() - start
         rest = past * (sum(weights.values()) - spent) / spent if spent else 0
         times = f"{past / 60:.0f} min, about {rest / 60:.0f} left"
-        print(f"\n[{number}/{len(todo)}] {item.title}; {times}")
+        if jax.process_index() == 0:
+            print(f"\n[{number}/{len(todo)}] {item.title}; {times}")
         needed = {(job.run_name(model, item.seed), "pretrained") for model in item.models}
         # A model that others need, or records.
         made = item.form if item.action in ("train", "harden") else item.title
