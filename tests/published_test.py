@@ -10,9 +10,9 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from launch.reproduce import panels, published
+from launch.reproduce import grid, panels, published, statements
 from launch.reproduce import site as sites
-from launch.reproduce.claims import check_claims
+from launch.reproduce.claims import Point, check_claims
 from tests import reports_test
 from tests.pages import Page
 
@@ -181,46 +181,199 @@ def test_spread_is_the_standard_deviation_over_seeds():
     assert published.Cell(ROWS[0]).mean is None
 
 
+def _claims(change=lambda row: row.value):
+    """All claims on the published figures, changed, and on figures as the papers tell them."""
+    cells = [published.Cell(row, (change(row),)) for row in ROWS]
+    return check_claims(cells, _told_points())
+
+
+def _told_points():
+    """Points of the figures that do what the papers say of them."""
+    points = []
+    for figure in ("saat:fig6", "prosgan:fig4"):
+        for panel in grid.FIGURES[figure].panels:
+            for label, line in panel.lines.items():
+                for x, point in line:
+                    if panel.x_label == "mu":
+                        # The network of one of them is that of lambda = 1.
+                        value = 31 + (x == 1e-3) if label == "SAAT" else 69
+                    if panel.x_label == "lambda":
+                        value = 30 + x if label == "SAAT" else 70 - x
+                    if panel.x_label == "alpha":
+                        value = 90 - x / 10
+                    if panel.x_label == "bits":
+                        value = {"ProS-GAN": 78, "ProS-GAN1": 76, "GAN": 60}[label]
+                    points.append(Point(point, (value,)))
+    return points
+
+
+# What the papers' own tables do not bear out: cells held, of how many.
+CONTRADICTED = {
+    "Table II: SAAT's attack reaches the most t-MAP": (10, 12),
+    "Table III: SAAT's defence keeps more MAP than ATRDH under every attack": (33, 36),
+    "Table IV: SAAT's defence leaves every attack less t-MAP than ATRDH does": (47, 60),
+    "Table IV: SAAT's attack reaches the most t-MAP on either defence": (23, 24),
+    "Tables II and V: SAAT's attack comes close to its theory, t-MAP@5000": (10, 12),
+    "Table VI: the more steps, the lower MAP": (23, 24),
+    "Table VIII: SAAT's attack leaves the least MAP of either defence": (23, 24),
+    "Table VIII: SAAT's defence keeps more MAP than ATRDH under every attack": (34, 36),
+    "Tables 3, 5, 6 and 7: from every network on every other, ProS-GAN reaches more than DHTA": (
+        99,
+        100,
+    ),
+}
+
+
 def test_claims_from_the_published_tables_are_those_printed():
-    claims = check_claims(_measured(ROWS))
-    assert len(claims) == 27
+    claims = _claims()
+    assert len(claims) == 51
     for claim in claims:
-        printed = [float(x) for x in re.findall(r"[\d.]+", claim.printed.replace(",", ""))]
+        printed = [float(x) for x in re.findall(r"[\d.]+", claim.printed)]
         if claim.printed.startswith("more than"):
-            assert claim.published[0] > printed[0]
+            assert claim.published.figures[0] > printed[0]
         elif claim.printed == "1,660":
-            assert claim.published == pytest.approx(printed, rel=1e-3)
-        else:
+            assert claim.published.figures == pytest.approx((1660,), rel=1e-3)
+        elif claim.printed:
             # The paper's text gives 24.94 where its tables give 24.89.
-            atol = 0.05 if claim.printed == "24.94" else 0.0101
-            np.testing.assert_allclose(claim.published, printed, atol=atol)
-        assert claim.ours == pytest.approx(claim.published)
-        assert claim.holds is True
+            atol = 0.05 if "24.94" in claim.printed else 0.0101
+            figures = claim.published.figures
+            np.testing.assert_allclose(figures, printed[: len(figures)], atol=atol)
+        if claim.published.num_known:
+            assert claim.ours == claim.published
 
 
-def test_claims_without_their_cells_stay_open():
-    assert {claim.holds for claim in check_claims([])} == {None}
-    nus = _measured(_find("saat:II", dataset="NUS-WIDE"))
-    claims = check_claims(nus)
-    (known,) = [claim for claim in claims if claim.holds is not None]
-    assert "t-MAP higher than THA, NUS-WIDE" in known.statement
-    assert known.ours == pytest.approx(known.published)
+def test_claims_that_the_papers_contradict_are_named_and_all_others_hold():
+    claims = _claims()
+    found = {
+        claim.statement: (claim.published.num_held, claim.published.num_known)
+        for claim in claims
+        if claim.contradicted
+    }
+    assert found == CONTRADICTED
+    for claim in claims:
+        expected = "does not hold" if claim.statement in CONTRADICTED else "holds"
+        assert claim.ours.verdict == expected, claim.statement
+    assert {claim.paper for claim in claims if "ATRDH" in claim.statement} == {"SAAT"}
 
 
-def test_claims_fail_where_ours_point_the_other_way():
-    claims = check_claims(_measured(ROWS, lambda row: 100 - row.value))
-    # Where both sides are mirrored, so is the gap.
-    assert {claim.holds for claim in claims} == {False}
+@pytest.mark.parametrize(
+    ("paper", "attack", "broken"),
+    [
+        (
+            "SAAT",
+            "SAAT",
+            {
+                "Table II: SAAT's attack takes MAP lower than SDHA",
+                "Table II: SAAT's attack leaves the least MAP",
+                "Table II: SAAT's attack takes t-MAP higher than THA",
+                "Table III: SAAT's attack leaves the least MAP of either defence",
+                "Tables II and V: SAAT's attack comes close to its theory, MAP@5000",
+                "Table VI: 10 steps take away most of MAP",
+                "Table VIII: SAAT's attack leaves the least MAP of every method and backbone",
+            },
+        ),
+        (
+            "ProS-GAN",
+            "ProS-GAN",
+            {
+                "Table 1: ProS-GAN takes t-MAP higher than DHTA, FLICKR-25K and NUS-WIDE",
+                "Table 1: ProS-GAN takes t-MAP higher than DHTA, MS-COCO",
+                "Table 1: ProS-GAN takes t-MAP higher than DHTA, MS-COCO, 24 bits",
+                "Tables 1 and 4: ProS-GAN reaches the most t-MAP",
+                "Table 2: ProS-GAN reaches the most t-MAP",
+                "Table 3: ProS-GAN carries over from AlexNet, 32 bits, to VGG11, 12 bits, more "
+                "than DHTA",
+                "Tables 3, 6 and 7: on other backbones ProS-GAN reaches more t-MAP than DHTA",
+                "Tables 3, 6 and 7: ProS-GAN reaches more t-MAP than benign queries on every "
+                "network",
+                "Table 4: ProS-GAN takes t-MAP higher than DHTA, HashNet, 32 bits",
+            },
+        ),
+        ("ProS-GAN", "DHTA", {"Tables 1 and 4: DHTA reaches more t-MAP than P2P"}),
+        ("ProS-GAN", "Noise", {"Tables 1 and 4: noise moves nothing"}),
+        ("SAAT", "DHTA", {"Table II: DHTA reaches more t-MAP than P2P"}),
+    ],
+)
+def test_a_weaker_attack_breaks_the_claims_that_need_it(paper, attack, broken):
+    # MAP halfway up to 80, t-MAP halfway down to 40; theory, time and size remain.
+    def weaker(row):
+        if (row.paper, row.attack) != (paper, attack) or row.iterations == "0":
+            return row.value
+        if row.metric.startswith("MAP"):
+            return (row.value + 80) / 2
+        return (row.value + 40) / 2 if row.metric.startswith("t-MAP") else row.value
+
+    before, after = ({c.statement: c.ours.verdict for c in _claims(f)} for f in (_value, weaker))
+    changed = {name for name in before if (before[name], after[name]) == ("holds", "does not hold")}
+    assert changed == broken
 
 
-def test_mean_over_seeds_decides_a_claim():
-    rows = _find("prosgan:4", hashing_method="HashNet", bits="32", metric="t-MAP@all")
-    cells = [
-        published.Cell(row, (60.0, 70.0) if row.attack == "ProS-GAN" else (66.0,)) for row in rows
+def _value(row):
+    return row.value
+
+
+def test_trends_of_figures_break_where_a_point_turns_back():
+    points = _told_points()
+    of_figures = [c for c in _claims() if c.statement.startswith("Figure")]
+    assert [claim.ours.num_known for claim in of_figures] == [3, 5, 10, 1, 4, 4, 4]
+    turned = [dataclasses.replace(p, values=(100 - p.values[0],)) for p in points]
+    verdicts = {c.statement: c.ours.verdict for c in check_claims([], turned)}
+    assert [verdicts[claim.statement] for claim in of_figures] == [
+        "does not hold",
+        "does not hold",
+        # As far apart as before.
+        "holds",
+        *["does not hold"] * 4,
     ]
-    claim = check_claims(cells)[-1]
-    assert claim.ours == (-1.0,)
-    assert claim.holds is False
+
+
+def test_claims_count_what_is_measured():
+    assert {claim.ours.verdict for claim in check_claims([])} == {"not run"}
+    nus = [
+        dataclasses.replace(cell, num_queries=2100)
+        for cell in _measured(_find("saat:II", dataset="NUS-WIDE"))
+    ]
+    known = [claim for claim in check_claims(nus) if claim.ours.verdict != "not run"]
+    assert len(known) == 5
+    claim = known[2]
+    assert "t-MAP higher than THA" in claim.statement
+    assert claim.ours.figures == pytest.approx(claim.published.figures[1:2])
+    assert (claim.ours.num_known, claim.ours.num_missing, claim.num_queries) == (4, 8, (2100,))
+
+
+def test_seeds_decide_what_is_noise():
+    rows = _find("prosgan:4", hashing_method="HashNet", bits="32", metric="t-MAP@all")
+
+    def verdict(*values):
+        cells = [
+            published.Cell(row, values if row.attack == "ProS-GAN" else (66.0,) * len(values))
+            for row in rows
+        ]
+        return check_claims(cells)[-4].ours
+
+    # A mean of -1 +- 7.07, 2 standard errors are 10; of 2 +- 1, 2 standard errors are 1.15.
+    assert verdict(60.0, 70.0).verdict == "within noise"
+    clear = verdict(67.0, 68.0, 69.0)
+    assert (clear.verdict, clear.figures, clear.spreads) == ("holds", (2.0,), (1.0,))
+    assert verdict(63.0, 64.0, 65.0).verdict == "does not hold"
+    assert verdict(66.1).verdict == "holds" and verdict(66.1).spreads == ()
+
+
+def test_the_papers_own_noise():
+    noise = statements.run_noise()
+    assert noise["ATRDH"] == pytest.approx((0.6517, 2.39), abs=1e-4)
+    assert noise["SAAT"] == pytest.approx((1.1417, 2.43), abs=1e-4)
+
+
+def test_every_comparison_is_within_one_column():
+    same = ("dataset", "hashing_method", "bits", "target_model")
+    for stated in statements.statements().values():
+        for statement in stated:
+            for one, rivals in statement.comparisons:
+                for rival in rivals:
+                    if isinstance(one, published.Published):
+                        assert all(getattr(one, f) == getattr(rival, f) for f in same), statement
+                    assert one != rival
 
 
 def test_curves_of_benign_queries_beside_targeted_ones_are_against_the_target(run):
@@ -319,10 +472,32 @@ def test_missing_parts_show_as_missing(site):
     assert ["Not run yet." in text for text in thumbs] == [False, True]
     assert "Not run yet." in Page.read(site[0] / "figures/prosgan_fig6.html").text
     assert not (site[0] / "figures/prosgan_fig6.png").exists()
-    # Of all claims, Table VI at one code length decides none.
-    assert (site[0] / "claims.md").read_text().count("| not run |") == 27
+    # Of all claims, Table VI at one code length decides its own.
+    assert (site[0] / "claims.md").read_text().count("| not run |") == 48
     here = [cell.text for cell in Page.read(site[0] / "claims.html").all("td", "word")]
-    assert here == ["not run"] * 27
+    assert here.count("not run") == 48 and len(here) == 51
+
+
+def test_a_stand_in_is_shown_once_under_its_own_name(tmp_path):
+    rows = [row for row in ROWS if row.table_id in ("saat:VII", "prosgan:3", "prosgan:6")]
+    cells = _measured(rows)
+    sites.write_site(tmp_path, cells, [], stand_in="digits", provenance=PROVENANCE)
+    index = Page.read(tmp_path / "index.html")
+    tiles = [tile.text for tile in index.one("dl", "tiles").all("div")]
+    assert tiles[0] == "Numbers measured 90 of 90 distinct ones, for 192 published"
+    assert len(tiles) == 2
+    lines = [row.text for row in index.all("table", "list")[0].all("tr")[1:]]
+    assert [line.partition(" MD")[0] for line in lines] == [
+        "SAAT, Table VII: How visible attacks are 12 of 12",
+        "ProS-GAN, Table 3: Transfer between models on digits 78 of 78",
+    ]
+    table = Page.read(tmp_path / "tables/saat_VII.html").one("table", "published")
+    heads = [head.text for head in table.one("thead").all("tr")[0].all("th")]
+    assert heads == ["digits"]
+    assert table.one("tbody").all("td")[0].text == "6.26"
+    for line in csv.DictReader((tmp_path / "tables/saat_VII.csv").open()):
+        assert (line["dataset"], line["published"], line["difference"]) == ("digits", "", "")
+    assert "| matrix-norm-Linf | 6.26 | 6.03 |" in (tmp_path / "tables/saat_VII.md").read_text()
 
 
 def test_cells_show_ours_spread_published_and_difference(site):

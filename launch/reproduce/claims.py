@@ -1,15 +1,70 @@
-"""What the papers say of their tables, checked on ours claim by claim."""
+"""What the papers say of their tables and figures, checked on ours claim by claim.
+
+A claim is a list of *comparisons*: that one number is above, or below, or near others.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from launch.reproduce import grid, statements
+from launch.reproduce.grid import Measurement
 from launch.reproduce.published import Cell, Published, load_published
+from launch.reproduce.statements import Comparison, Key, Statement
 
-_DATASETS = ("FLICKR-25K", "NUS-WIDE", "MS-COCO")
-# Gives the figures of a table that have some fields, in the papers' order.
-_Find = Callable[..., np.ndarray]
+_Array = np.ndarray
+
+# How far the one is ahead of its rivals; all but "apart" are to be above the bound.
+_GAPS = {
+    "above": lambda one, rivals: one - rivals.max(axis=0),
+    "below": lambda one, rivals: rivals.min(axis=0) - one,
+    "apart": lambda one, rivals: abs(one - rivals).max(axis=0),
+    "times below": lambda one, rivals: rivals.min(axis=0) / one,
+    "percent below": lambda one, rivals: 100 * (1 - one / rivals.min(axis=0)),
+}
+_MEANS = {"dataset": "each data set", "table_id": "all cells"}
+HOLDS, FAILS, WITHIN_NOISE, NOT_RUN = "holds", "does not hold", "within noise", "not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point of a figure and our values of it.
+
+    Attributes:
+        measurement: which, as in `grid.FIGURES`.
+        values: ours in the printed unit, one per seed; empty while not run.
+        num_queries: how many queries each of them is of.
+    """
+
+    measurement: Measurement
+    values: tuple[float, ...] = ()
+    num_queries: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """A claim's comparisons, counted on some numbers.
+
+    Attributes:
+        verdict: "holds", "does not hold", "within noise" or "not run".
+        num_held: comparisons that hold, each for itself.
+        num_known: comparisons that are measured.
+        num_missing: those that are not.
+        figures: the mean of each data set; or the comparison that is nearest to fail.
+        spreads: standard deviation of each figure over seeds; empty for one seed.
+        num_clear: comparisons that hold by more than `statements.most_noise`; None where they are
+            not of MAP.
+    """
+
+    verdict: str = NOT_RUN
+    num_held: int = 0
+    num_known: int = 0
+    num_missing: int = 0
+    figures: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = ()
+    num_clear: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,229 +74,140 @@ class Claim:
     Attributes:
         paper: as of `Published`.
         statement: the claim, in words.
-        measure: what is computed to check it.
-        criterion: when it counts as holding.
-        printed: the figure in the paper's text.
-        published: the same figure, from the published table.
-        ours: the same, from our cells; empty while one of them is missing.
-        holds: whether ours meets the criterion; None while not known.
+        criterion: when it holds.
+        printed: the figure in the paper's text; empty if there is none.
+        published: the tally of the published numbers; of a figure, nothing is known.
+        ours: the same of our cells, what is one measurement counted once.
+        num_queries: of how many queries our numbers are, each count once.
     """
 
     paper: str
     statement: str
-    measure: str
     criterion: str
     printed: str
-    published: tuple[float, ...]
-    ours: tuple[float, ...]
-    holds: bool | None
+    published: Tally
+    ours: Tally
+    num_queries: tuple[int, ...]
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the paper's own tables say otherwise."""
+        return self.published.verdict == FAILS
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spec:
-    """A claim that one figure is above a bound, or the first of two above the second."""
+def check_claims(
+    cells: Sequence[Cell], points: Sequence[Point] = (), *, one_set: bool = False
+) -> list[Claim]:
+    """Checks what the papers say of their tables and figures, claim by claim, on our numbers.
 
-    paper: str
-    statement: str
-    measure: str
-    printed: str
-    figures: Callable[[_Find], Sequence[float] | np.ndarray]
-    bound: float = 0
-
-
-def check_claims(cells: Sequence[Cell]) -> list[Claim]:
-    """Checks what the papers say of their tables, claim by claim, on our cells.
-
-    A claim of a gap holds if the gap has the same sign here; a claim with a bound holds if the
-    bound does. Where several seeds were run, their mean counts.
+    With several seeds, a gap holds, or fails, if its mean is farther from the bound than twice
+    its standard error, and is within noise otherwise. A claim holds if all comparisons that
+    decide it do, and fails if one of them fails.
 
     Args:
-        cells: any part of the published figures; what is missing leaves its claims open.
+        cells: any part of the published figures; those not measured are left out.
+        points: any part of the points of `grid.FIGURES`.
+        one_set: whether one set stands for all. Then comparisons, and claims, that differ by the
+            set alone are one.
 
     Returns:
-        All claims of both papers, SAAT's first.
+        The claims of both papers, SAAT's first.
     """
-    rows = load_published()
-    published = {row: row.value for row in rows}
-    known = {cell.row: cell.mean for cell in cells if cell.mean is not None}
-    claims = []
-    for spec in [*_saat_claims(), *_prosgan_claims()]:
-        printed, ours = (_figures(spec, rows, values) for values in (published, known))
-        claims.append(
-            Claim(
-                spec.paper,
-                spec.statement,
-                spec.measure,
-                "the first above the second" if len(printed) > 1 else f"above {spec.bound}",
-                spec.printed,
-                printed,
-                ours,
-                # Of one figure, the bound takes the second place.
-                ours[0] > [*ours, spec.bound][1] if ours else None,
+    known: dict[Key, Cell | Point] = {cell.row: cell for cell in cells}
+    known |= {point.measurement: point for point in points}
+    published = {row: (row.value,) for row in load_published()}
+    ours = {key: found.values for key, found in known.items() if found.values}
+    claims = {}
+    for paper, stated in statements.statements().items():
+        for statement in stated:
+            distinct = _distinct(statement.comparisons, one_set)
+            name = statement.kind, statement.mean_by, frozenset(distinct)
+            if name in claims:
+                continue
+            pairs = [*distinct.values()]
+            used = {key for one, rivals in pairs for key in (one, *rivals) if key in ours}
+            claims[name] = Claim(
+                paper,
+                statement.text,
+                _criterion(statement),
+                statement.printed,
+                _tally(statement, [*_distinct(statement.comparisons, False).values()], published),
+                _tally(statement, pairs, ours),
+                tuple(sorted({known[key].num_queries for key in used} - {0})),
             )
-        )
-    return claims
+    return list(claims.values())
 
 
-def _figures(
-    spec: _Spec, rows: Sequence[Published], values: Mapping[Published, float]
-) -> tuple[float, ...]:
-    """Computes a claim's figures from some values of the rows; empty if one is missing."""
-
-    def find(table_id: str, **fields: str) -> np.ndarray:
-        wanted = {"table_id": table_id, **fields}
-        return np.array(
-            [
-                values[row]
-                for row in rows
-                if all(getattr(row, field) == value for field, value in wanted.items())
-            ]
-        )
-
-    try:
-        return tuple(float(figure) for figure in spec.figures(find))
-    except KeyError:
-        return ()
+def _distinct(
+    comparisons: Sequence[Comparison], one_set: bool
+) -> dict[tuple[Measurement, ...], Comparison]:
+    """The first comparison of each choice of measurements."""
+    found: dict[tuple[Measurement, ...], Comparison] = {}
+    for one, rivals in comparisons:
+        points = (grid.measurement(k) if isinstance(k, Published) else k for k in (one, *rivals))
+        sources = tuple(grid.source(point, one_set=one_set) for point in points)
+        found.setdefault(sources, (one, rivals))
+    return found
 
 
-def _saat_claims() -> Iterator[_Spec]:
-    away, steered = "MAP@5000", "t-MAP@5000"
-    yield _Spec(
-        "SAAT",
-        "Table II: SAAT's attack takes MAP lower than SDHA",
-        "points, mean of all columns",
-        "2.98",
-        lambda find: [
-            np.mean(find("saat:II", attack="SDHA") - find("saat:II", attack="SAAT", metric=away))
-        ],
+def _criterion(statement: Statement) -> str:
+    """When a claim holds, and which figure of it is shown."""
+    is_near = statement.kind == "apart"
+    limit = f"{'at most' if is_near else 'above'} {statement.bound:.3g} {statement.unit}"
+    if statement.mean_by:
+        return f"mean of {_MEANS[statement.mean_by]} {limit}"
+    if len(statement.comparisons) == 1:
+        return limit
+    return f"every cell {limit}; the {'most' if is_near else 'least'} is shown"
+
+
+def _tally(
+    statement: Statement, comparisons: Sequence[Comparison], values: Mapping[Any, tuple[float, ...]]
+) -> Tally:
+    ready = [pair for pair in comparisons if all(key in values for key in (pair[0], *pair[1]))]
+    missing = len(comparisons) - len(ready)
+    if not ready:
+        return Tally(num_missing=missing)
+    # Seeds are compared one by one, if all cells have them.
+    per_seed = len({len(values[key]) for one, rivals in ready for key in (one, *rivals)}) == 1
+
+    def of(key: Key) -> _Array:
+        return np.array(values[key] if per_seed else [np.mean(values[key])])
+
+    gap = _GAPS[statement.kind]
+    gaps = np.stack([gap(of(one), np.stack([of(r) for r in rivals])) for one, rivals in ready])
+    decisive = gaps
+    if statement.mean_by:
+        names = np.array([getattr(one, statement.mean_by) for one, _ in ready])
+        decisive = np.stack([gaps[names == name].mean(axis=0) for name in dict.fromkeys(names)])
+    sign = -1 if statement.kind == "apart" else 1
+    excess = sign * (gaps - statement.bound)
+    is_clear = excess.mean(axis=1) > statements.most_noise()
+    in_points = statement.kind in ("above", "below") and all(
+        "map" in _quantity(one) for one, _ in ready
     )
-    # Statement; the printed figures by dataset; the table, defence, attack and metric of the
-    # higher mean, then of the lower one.
-    gaps = (
-        (
-            "Table II: SAAT's attack takes t-MAP higher than THA",
-            ("1.82", "1.52", "8.95"),
-            ("saat:II", "none", "SAAT", steered),
-            ("saat:II", "none", "THA", steered),
-        ),
-        (
-            "Tables II and III: SAAT's defense gains MAP under SDHA",
-            ("25.35", "38.72", "23.87"),
-            ("saat:III", "SAAT", "SDHA", away),
-            ("saat:II", "none", "SDHA", away),
-        ),
-        (
-            "Tables II and III: SAAT's defense gains MAP under SAAT's attack",
-            ("24.94", "38.33", "21.22"),
-            ("saat:III", "SAAT", "SAAT", away),
-            ("saat:II", "none", "SAAT", away),
-        ),
-        (
-            "Table III: SAAT's defense keeps more MAP than ATRDH under SAAT's attack",
-            ("6.66", "11.60", "8.69"),
-            ("saat:III", "SAAT", "SAAT", away),
-            ("saat:III", "ATRDH", "SAAT", away),
-        ),
-        (
-            "Tables II and IV: SAAT's defense lowers t-MAP under THA",
-            ("14.71", "32.77", "13.22"),
-            ("saat:II", "none", "THA", steered),
-            ("saat:IV", "SAAT", "THA", steered),
-        ),
-        (
-            "Table IV: SAAT's defense leaves THA less t-MAP than ATRDH does",
-            ("5.57", "15.44", "7.52"),
-            ("saat:IV", "ATRDH", "THA", steered),
-            ("saat:IV", "SAAT", "THA", steered),
-        ),
-    )
-    for statement, printed, high, low in gaps:
-        for dataset, figure in zip(_DATASETS, printed, strict=True):
-
-            def gap(
-                find: _Find,
-                sides: Sequence[tuple[str, ...]] = (high, low),
-                dataset: str = dataset,
-            ) -> list[float]:
-                first, second = (
-                    find(table, dataset=dataset, defense=defense, attack=attack, metric=metric)
-                    for table, defense, attack, metric in sides
-                )
-                return [float(np.mean(first) - np.mean(second))]
-
-            measure = "points, mean over code lengths"
-            yield _Spec("SAAT", f"{statement}, {dataset}", measure, figure, gap)
-    yield _Spec(
-        "SAAT",
-        "Table VI: 10 steps take away most of MAP, NUS-WIDE",
-        "percent of the original, least of all code lengths",
-        "more than 82",
-        lambda find: [
-            np.min(100 * (1 - find("saat:VI", iterations="10") / find("saat:VI", iterations="0")))
-        ],
-        82,
+    verdicts = {_verdict(line) for line in sign * (decisive - statement.bound)}
+    shown = decisive if statement.mean_by else gaps[[np.argmin(excess.mean(axis=1))]]
+    spreads = shown.std(axis=1, ddof=1) if shown.shape[1] > 1 else []
+    held = np.array([_verdict(line) == HOLDS for line in excess])
+    return Tally(
+        next(verdict for verdict in (FAILS, WITHIN_NOISE, HOLDS) if verdict in verdicts),
+        int(held.sum()),
+        len(ready),
+        missing,
+        tuple(map(float, shown.mean(axis=1))),
+        tuple(map(float, spreads)),
+        int(np.sum(held & is_clear)) if in_points else None,
     )
 
 
-def _prosgan_claims() -> Iterator[_Spec]:
-    score = "t-MAP@all"
-    for dataset, bound in zip(_DATASETS, (2, 2, 5), strict=True):
+def _verdict(excess: _Array) -> str:
+    """Whether what is above a bound in each seed is so beyond noise."""
+    noise = 2 * excess.std(ddof=1) / np.sqrt(len(excess)) if len(excess) > 1 else 0.0
+    if excess.mean() > noise:
+        return HOLDS
+    return WITHIN_NOISE if len(excess) > 1 and excess.mean() >= -noise else FAILS
 
-        def least(find: _Find, dataset: str = dataset) -> list[float]:
-            of_table = {"table_id": "prosgan:1", "dataset": dataset, "metric": score}
-            return [np.min(find(attack="ProS-GAN", **of_table) - find(attack="DHTA", **of_table))]
 
-        yield _Spec(
-            "ProS-GAN",
-            f"Table 1: ProS-GAN takes t-MAP higher than DHTA, {dataset}",
-            "points, least of all code lengths",
-            f"more than {bound}",
-            least,
-            bound,
-        )
-    yield _Spec(
-        "ProS-GAN",
-        "Table 1: ProS-GAN takes t-MAP higher than DHTA, MS-COCO, 24 bits",
-        "points",
-        "9.38",
-        lambda find: (
-            find("prosgan:1", dataset="MS-COCO", bits="24", attack="ProS-GAN", metric=score)
-            - find("prosgan:1", dataset="MS-COCO", bits="24", attack="DHTA", metric=score)
-        ),
-    )
-    yield _Spec(
-        "ProS-GAN",
-        "Table 2: ProS-GAN is faster than DHTA, FLICKR-25K",
-        "times; depends on the hardware",
-        "1,660",
-        lambda find: (
-            find("prosgan:2", dataset="FLICKR-25K", attack="DHTA", metric="time_s_per_image")
-            / find("prosgan:2", dataset="FLICKR-25K", attack="ProS-GAN", metric="time_s_per_image")
-        ),
-        100,
-    )
-
-    def carried_over(find: _Find) -> list[float]:
-        target = {"target_model": "DPSH-VGG11-12"}
-        benign = find("prosgan:3", attack="Original", **target)[0]
-        crafted = {"source_model": "DPSH-AlexNet-32", **target}
-        return [find("prosgan:3", attack=a, **crafted)[0] - benign for a in ("ProS-GAN", "DHTA")]
-
-    yield _Spec(
-        "ProS-GAN",
-        "Table 3: ProS-GAN carries over from AlexNet, 32 bits, to VGG11, 12 bits, more than DHTA",
-        "points of t-MAP above benign queries, of either",
-        "8.84 and 0.47",
-        carried_over,
-    )
-    of_hashnet = {"hashing_method": "HashNet", "bits": "32", "metric": score}
-    yield _Spec(
-        "ProS-GAN",
-        "Table 4: ProS-GAN takes t-MAP higher than DHTA, HashNet, 32 bits",
-        "points",
-        "3.12",
-        lambda find: (
-            find("prosgan:4", attack="ProS-GAN", **of_hashnet)
-            - find("prosgan:4", attack="DHTA", **of_hashnet)
-        ),
-    )
+def _quantity(key: Key) -> str:
+    return (key.metric if isinstance(key, Published) else key.quantity).lower()

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from launch.reproduce import grid, panels, published, sets, site
+from launch.reproduce import claims, grid, panels, published, sets, site
 from launch.reproduce.grid import GridModel, Measurement
 from launch.reproduce.plan import Job
 from saat_jax import files, options
@@ -74,30 +74,59 @@ def collect(
     """Writes the site from what has been measured so far; returns its index."""
     found = []
     models = {point.model: None for point in grid.needed(rows, figures)}
+    num_queries = {model: job.sizes(model).query for model in models}
+
+    def values_of(point: Measurement) -> tuple[float, ...]:
+        values = (value_of(job, point, seed) for seed in job.seeds)
+        return tuple(value for value in values if value is not None)
+
     for row in rows:
         point = grid.measurement(row)
-        values = [value_of(job, point, seed) for seed in job.seeds]
         page = job.folder(job.run_name(point.model, job.seeds[0])) / "report.html"
         found.append(
             published.Cell(
                 row,
-                tuple(value for value in values if value is not None),
+                values_of(point),
                 str(page.relative_to(job.workdir)) if page.is_file() else "",
+                num_queries[point.model],
             )
         )
+    sweeps = [panel for figure in figures for panel in figure.panels if panel.kind == "sweep"]
+    lines = [line for panel in sweeps for line in panel.lines.values()]
+    points = [
+        claims.Point(point, values_of(point), num_queries[point.model])
+        for line in lines
+        for _, point in line
+    ]
     folders = sorted(path.parent for path in (job.workdir / "runs").glob("*/report.html"))
     return site.write_site(
         job.workdir,
         found,
         [_drawn(job, figure) for figure in figures],
+        points,
+        stand_in=_stand_in(job),
         provenance=_provenance(job, models),
         notes=[*_notes(job), *set_notes(job, models)],
         runs={path.name: str((path / "report.html").relative_to(job.workdir)) for path in folders},
     )
 
 
+def _stand_in(job: Job) -> str:
+    """The name of the set that stands for all; empty at full scale."""
+    return pathlib.Path(job.roots.get("small", "digits")).name if job.small else ""
+
+
 def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Drawing:
-    """A figure with the records of its measurements, those of the first seed."""
+    """A figure with the records of its measurements, those of the first seed.
+
+    What one set stands for is shown once, under that set's name.
+    """
+
+    def named(title: str) -> str:
+        for dataset in grid.DATASETS if job.small else ():
+            title = title.replace(dataset, _stand_in(job))
+        return title
+
     seed = job.seeds[0]
     found: list[Any] = []
     for panel in figure.panels:
@@ -106,17 +135,20 @@ def _drawn(job: Job, figure: grid.FigureSpec) -> panels.Drawing:
                 label: [(x, record_of(job, p, seed), p.quantity) for x, p in points]
                 for label, points in panel.lines.items()
             }
-            found.append(panels.SweepPanel(panel.title, panel.x_label, lines))
+            found.append(panels.SweepPanel(named(panel.title), panel.x_label, lines))
             continue
         records = {
             label: record_of(job, points[0][1], seed) for label, points in panel.lines.items()
         }
         if panel.kind in ("retrieval", "images"):
             pictures = {label: path.with_suffix(".npz") for label, path in records.items()}
-            found.append(panels.ExamplePanel(panel.title, pictures, kind=panel.kind, top=panel.top))
+            found.append(
+                panels.ExamplePanel(named(panel.title), pictures, kind=panel.kind, top=panel.top)
+            )
         else:
-            found.append(panels.CurvePanel(panel.title, panel.kind, records))
-    return panels.Drawing(figure.id, figure.title, found, figure.note)
+            found.append(panels.CurvePanel(named(panel.title), panel.kind, records))
+    once = [panel for i, panel in enumerate(found) if panel not in found[:i]]
+    return panels.Drawing(figure.id, named(figure.title), once, figure.note)
 
 
 def _commit() -> str:
@@ -171,7 +203,7 @@ def _notes(job: Job) -> list[str]:
         return []
     data = job.roots.get("small", "the bundled digits")
     return [
-        f"Small scale: {data} and narrow networks stand for all data sets and backbones. Measured "
-        "and published numbers are of different data and cannot be compared; what can be seen "
-        "here is the machinery, and the order of the attacks."
+        f"Small scale: {data} and narrow networks stand for all data sets and backbones. The "
+        "published numbers are of other data and cannot be compared; what can be seen here is the "
+        "machinery, and the order of the attacks."
     ]

@@ -129,6 +129,15 @@ def measurement(row: published.Published) -> Measurement:
     return Measurement(model, form, attack, section, quantity, factor)
 
 
+def source(point: Measurement, *, one_set: bool) -> Measurement:
+    """What tells measurements apart: all but the data set, where one set stands for all."""
+    if not one_set:
+        return point
+    model = dataclasses.replace(point.model, dataset="")
+    target = point.target and dataclasses.replace(point.target, dataset="")
+    return dataclasses.replace(point, model=model, target=target)
+
+
 @dataclasses.dataclass(frozen=True)
 class PanelSpec:
     """A part of a figure.

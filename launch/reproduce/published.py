@@ -7,8 +7,9 @@ names paper and table: "saat:II", "prosgan:1".
 import csv
 import dataclasses
 import io
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 
@@ -29,7 +30,8 @@ class Published:
         target_model: who judged them.
         iterations: steps of the attack.
         metric: with its cut-off; "theory-": of the code that the attack steers towards.
-        value: as printed: percent, seconds, or the unit in the metric's name.
+        value: as printed: percent, seconds, or the unit in the metric's name; NaN in a table
+            of another set than the paper's.
     """
 
     paper: str
@@ -60,11 +62,13 @@ class Cell:
         row: the published figure.
         values: ours in the same unit, one per seed; empty while not run.
         page: path of the run's report, relative to the site's folder; empty if there is none.
+        num_queries: how many queries each value is of; 0 if unknown.
     """
 
     row: Published
     values: tuple[float, ...] = ()
     page: str = ""
+    num_queries: int = 0
 
     @property
     def mean(self) -> float | None:
@@ -78,12 +82,16 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the published; None while not run."""
-        return None if self.mean is None else self.mean - self.row.value
+        """Ours minus the published; None while not run, or if there is nothing to compare."""
+        gap = math.nan if self.mean is None else self.mean - self.row.value
+        return None if math.isnan(gap) else gap
 
     @property
     def shown(self) -> tuple[str, str, str, str]:
-        """Ours, its spread, the published and the difference; unknown: "-", spread empty."""
+        """Ours, its spread, the published and the difference; unknown: "-", spread empty.
+
+        The last two are empty where nothing published can be compared.
+        """
         # Times differ by orders of magnitude.
         form, digits = (".4g", 6) if self.row.metric.startswith("time") else (".2f", 2)
         # `+ 0.0` turns the -0.0 of a tiny difference into 0.0.
@@ -91,8 +99,11 @@ class Cell:
         return (
             "-" if self.mean is None else f"{self.mean:{form}}",
             "" if self.spread is None else f"±{self.spread:{form}}",
-            f"{self.row.value:{form}}",
-            "-" if gap is None else f"{gap:+{form}}",
+            *(
+                ("", "")
+                if math.isnan(self.row.value)
+                else (f"{self.row.value:{form}}", "-" if gap is None else f"{gap:+{form}}")
+            ),
         )
 
 
@@ -140,13 +151,13 @@ LAYOUTS = {
         ("dataset", "metric"),
         "Seconds depend on the hardware.",
     ),
-    "prosgan:3": Layout("Transfer between models on NUS-WIDE", *_TRANSFER),
+    "prosgan:3": Layout("Transfer between models on {dataset}", *_TRANSFER),
     "prosgan:4": Layout(
         "Other hashing methods", ("metric",), ("attack",), ("hashing_method", "bits")
     ),
     "prosgan:5": Layout("Transfer between code lengths", *_TRANSFER),
-    "prosgan:6": Layout("Transfer between models on FLICKR-25K", *_TRANSFER),
-    "prosgan:7": Layout("Transfer between models on MS-COCO", *_TRANSFER),
+    "prosgan:6": Layout("Transfer between models on {dataset}", *_TRANSFER),
+    "prosgan:7": Layout("Transfer between models on {dataset}", *_TRANSFER),
 }
 
 
@@ -185,6 +196,31 @@ def load_published() -> list[Published]:
     ]
 
 
+def as_stand_in(cells: Iterable[Cell], name: str) -> list[Cell]:
+    """The cells of a set that stands for all of the papers'.
+
+    Nothing published is of that set, so these have no published figure. A cell that stood for
+    several sets is there once, and so is a table that would repeat an earlier one (ProS-GAN's
+    Tables 6 and 7 are Table 3 on other sets).
+
+    Args:
+        cells: as of the papers' sets.
+        name: of the set.
+    """
+    tables: dict[str, dict[Published, Cell]] = {}
+    for cell in cells:
+        row = dataclasses.replace(cell.row, dataset=name, value=math.nan)
+        place = dataclasses.replace(row, table="")
+        tables.setdefault(row.table_id, {}).setdefault(place, dataclasses.replace(cell, row=row))
+    seen: list[set[Published]] = []
+    kept: list[Cell] = []
+    for table in tables.values():
+        if not any(table.keys() <= other for other in seen):
+            kept += table.values()
+        seen.append(set(table))
+    return kept
+
+
 def make_tables(cells: Sequence[Cell]) -> list[Table]:
     """Lays the cells out as in the papers, a table for each table id among them.
 
@@ -221,7 +257,8 @@ def _lay_out(table_id: str, cells: list[Cell]) -> Table:
     ]
     note = ", ".join(filter(None, common)) + f". {layout.note}".rstrip()
     number = f"{cells[0].row.paper}, Table {cells[0].row.table}"
-    return Table(table_id, f"{number}: {layout.title}", note, columns, laid_out)
+    title = layout.title.format(dataset=cells[0].row.dataset)
+    return Table(table_id, f"{number}: {title}", note, columns, laid_out)
 
 
 def _in_order(labels: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -248,7 +285,8 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*fields, "published", "ours", "spread", "num_seeds", "difference", "page"])
     for cell in table.cells:
-        numbers = [cell.row.value, cell.mean, cell.spread, cell.difference]
+        given = None if math.isnan(cell.row.value) else cell.row.value
+        numbers = [given, cell.mean, cell.spread, cell.difference]
         published, ours, spread, gap = ("" if x is None else f"{x:.6g}" for x in numbers)
         about = [getattr(cell.row, field) for field in fields]
         writer.writerow([*about, published, ours, spread, len(cell.values), gap, cell.page])
@@ -256,7 +294,10 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Writes a table as in the paper; a cell reads "ours (published, difference)"."""
+    """Writes a table as in the paper; a cell reads "ours (published, difference)".
+
+    Where there is nothing to compare with, it reads "ours".
+    """
     rows = [["", *(" ".join(column) for column in table.columns)]]
     for group, lines in table.groups.items():
         for label, cells in lines.items():
@@ -268,7 +309,8 @@ def _markdown_cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
     ours, spread, published, gap = cell.shown
-    return f"{ours} {spread} ({published}, {gap})".replace("  ", " ").replace(", -)", ")")
+    beside = f"({published}, {gap})".replace(", -)", ")") if published else ""
+    return " ".join(filter(None, (ours, spread, beside)))
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
