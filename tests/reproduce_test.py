@@ -281,8 +281,8 @@ def test_an_estimate_counts_reading_and_takes_the_speed_of_the_machine(tmp_path)
         job, [_measure("saat:VII", dataset="NUS-WIDE", attack="HAG", metric="MAP@5000")]
     )
     work = estimate._work(job, item, item.models[0])
-    # 25 epochs of 3 images, and the queries and the database twice.
-    assert work.reads == 25 * 3 + 2 * 8
+    # 60 epochs of 3 images, and the queries and the database twice.
+    assert work.reads == 60 * 3 + 2 * 8
     shown = estimate.show_plan(job, [item], teraflops=None)
     assert "the speed measured on this machine" in shown
     assert estimate._hours(job, item, 1e-6) > estimate._hours(job, item, 1.0) > 0
