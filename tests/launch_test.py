@@ -230,7 +230,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
         assert metric in set().union(*map(json.loads, lines))
     grids = sorted(path.name for path in (folder / "prosgan" / "samples").iterdir())
-    assert grids == ["step_0000000.png", "step_0000006.png"]
+    assert grids == ["step_0000000.png", "step_0000008.png"]
     for name in ("tha", "prosgan"):
         record = json.loads((workdir / "records" / "pretrained" / f"{name}.json").read_text())
         assert record["metrics"].keys() >= {"t_map", "t_map_8bit", "theory_t_map"}
@@ -240,7 +240,7 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/*.json")}
     capfd.readouterr()
     pipeline.run(config, workdir)
-    assert "learned/pretrained/prosgan: trained already, 6 steps" in capfd.readouterr().out
+    assert "learned/pretrained/prosgan: trained already, 8 steps" in capfd.readouterr().out
     (workdir / "config.json").unlink()
     before.pop(workdir / "config.json")
     assert {path: path.stat().st_mtime_ns for path in before} == before
