@@ -6,6 +6,69 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+# As released with each paper: of the hashing network's training and of judging.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "saat": dict(
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        input_norm=True,
+        k=5000,
+        targets="disjoint",
+        min_count=1,
+    ),
+    "prosgan": dict(
+        learning_rate=0.05,
+        momentum=0.0,
+        weight_decay=1e-5,
+        input_norm=False,
+        k=None,
+        targets="uniform",
+        # Of DHTA's and P2P's released targets, which all attacks share here: most label vectors
+        # are of a single image, whose code both would aim at.
+        min_count=10,
+    ),
+}
+# How a config may read the papers: as their released code has them, as they are printed, or both,
+# one beside the other.
+READINGS = ("released", "paper", "both")
+# What is printed otherwise than released, by section, method and field: the two values. THA and
+# ATRDH have those of SAAT's repository and of THA's own. docs/papers.md has the whole list.
+_PRINTED: dict[str, dict[str, dict[str, tuple[Any, Any]]]] = {
+    "attacks": {
+        "mainstay": {
+            "weighting": ("similarity", "count"),
+            "loss": ("focused", "mean"),
+            "random_start": (True, False),
+        },
+        "tha": {"anneal": (True, False)},
+    },
+    "defenses": {
+        "saat": {
+            "options.weighting": ("similarity", "count"),
+            "options.random_start": (True, False),
+            "options.anchor_codes": ("refreshed", "once"),
+            "options.bank": ("aliased", "sign"),
+            "options.quantization": ("mean", "sum"),
+        },
+        "atrdh": {
+            "options.adversarial_weight": (2.0, 1.0),
+            "options.softplus": (True, False),
+        },
+    },
+    "learned": {
+        "tha": {"options.softplus": (True, False)},
+        "prosgan": {
+            "sigmoid": (False, True),
+            "options.reduction": ("mean", "sum"),
+            "options.reconstruction": ("mse", "l2sum"),
+            "options.hash_weight": (5.0, 1.0),
+            "options.discriminator_every": (3, 1),
+        },
+    },
+}
+# SAAT's text has 1e-4 for mu in Section IV-A, as released, and calls this the best at Fig. 6.
+_MU_OF_FIG_6 = 1e-3
 # Of all defences while they train.
 _INNER_ATTACK = dict(epsilon=8 / 255, step_size=2 / 255, num_steps=7, attack_mode="train")
 
@@ -113,6 +176,95 @@ def check_variant(name: str, variant: str, known: Sequence[str]) -> None:
         raise ValueError(
             f"unknown variant {variant!r} of configs/{name}.py; expected one of {list(known)}"
         )
+
+
+def use_protocol(config: ml_collections.ConfigDict, name: str, *, pretrained: bool = True) -> None:
+    """Trains and judges a hashing network as a paper's released code does; one of `PROTOCOLS`.
+
+    Without pretrained weights the optimizer stays as it is.
+    """
+    values = PROTOCOLS[name]
+    config.model.input_norm = values["input_norm"]
+    if pretrained:
+        config.pretrain.schedule.learning_rate = values["learning_rate"]
+        config.pretrain.optimizer.update(
+            momentum=values["momentum"], weight_decay=values["weight_decay"]
+        )
+    # A reference, since a mere None could not be set to a number.
+    config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
+    config.evaluation.protocol.update(targets=values["targets"], min_count=values["min_count"])
+
+
+def as_printed(config: ml_collections.ConfigDict) -> None:
+    """Gives whatever has the released value that of the papers' text, in place.
+
+    Fields that have another value, such as the weights of a sweep, keep it.
+    """
+    with config.unlocked():
+        for kind, methods in _PRINTED.items():
+            for name, section in config[kind].items():
+                for field, (released, printed) in methods.get(_method(name, section), {}).items():
+                    *inner, last = field.split(".")
+                    place = section[inner[0]] if inner else section
+                    if place.get(last, released) == released:
+                        place[last] = printed
+                if "class_nodes" in section:
+                    section.prototypes = _joint_prototypes(config)
+        if config.data.get("resize") is not None:
+            # The whole image, without a crop.
+            config.data.resize = config_dict.placeholder(int)
+
+
+def _method(name: str, section: ml_collections.ConfigDict) -> str:
+    """What a section of attacks, defenses or learned is one of."""
+    if "class_nodes" in section:
+        return "prosgan"
+    return section.get("attack", section.get("name", name))
+
+
+def _joint_prototypes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The PrototypeNet that is trained together with the generator, of four layers."""
+    alone = config.learned.prosgan_prototypes
+    options = dict(alone.options.to_dict(), reduction="sum")
+    return dict(hidden_width=alone.hidden_width, num_hidden=2, options=options)
+
+
+def add_printed(config: ml_collections.ConfigDict) -> None:
+    """Adds the printed form of each attack, defence and learned network that has one, in place.
+
+    Its name is NAME_paper; of SAAT training there is also NAME_paper_fig6, with that figure's mu.
+    Data and hashing network are the same for all, and as they are.
+    """
+    printed = config.copy_and_resolve_references()
+    as_printed(printed)
+
+    def differing(kind: str) -> dict[str, dict[str, Any]]:
+        forms = {name: section.to_dict() for name, section in printed[kind].items()}
+        return {n: form for n, form in forms.items() if form != config[kind][n].to_dict()}
+
+    with config.unlocked(), printed.unlocked():
+        for settings in printed.attacks.values():
+            learned = settings.get("learned", settings.attack)
+            if learned in differing("learned"):
+                settings.learned = f"{learned}_paper"
+        for kind in _PRINTED:
+            for name, form in differing(kind).items():
+                config[kind][f"{name}_paper"] = form
+                if form.get("name") == "saat":
+                    options = dict(form["options"], quantization_weight=_MU_OF_FIG_6)
+                    config[kind][f"{name}_paper_fig6"] = dict(form, options=options)
+
+
+def read_papers(config: ml_collections.ConfigDict, reading: str) -> None:
+    """Makes a config follow one of `READINGS`, in place.
+
+    Raises:
+        ValueError: if it lacks a section that these change.
+    """
+    if missing := [kind for kind in ("data", *_PRINTED) if kind not in config]:
+        raise ValueError(f"the config has no section {missing[0]!r}; see configs/common.py")
+    if reading != "released":
+        {"paper": as_printed, "both": add_printed}[reading](config)
 
 
 def saat() -> dict[str, Any]:

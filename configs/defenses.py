@@ -11,6 +11,9 @@ all attacks of configs/attacks.py on each. The variants are those of configs/att
 the published settings, for a GPU; the others are for a CPU: attacks of 100 steps, and all
 defences trained for as many epochs as the demo trains SAAT, with Adam.
 
+"readings" and "readings_small" have each defence as released and as printed, under the mainstay
+attack of both forms and the cheap suite; see docs/papers.md.
+
 "brief" is AlexNet at 224 pixels on a few hundred photos, each defence for two epochs of Adam, under
 the mainstay attack of 20 steps.
 
@@ -36,13 +39,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant("defenses", variant, VARIANTS)
     if variant == "brief":
         return _brief()
+    both, variant = variant in attacks.READINGS, attacks.READINGS.get(variant, variant)
     config = attacks.get_config("digits" if variant == "suite" else variant)
     config.task = "chain"
     if variant in ("digits", "small"):
         config.evaluation.attack_suite = "cheap"
-    if variant == "suite":
+    if variant == "suite" or both:
         reported = ("mainstay", "mainstay_targeted")
         config.attacks = {name: config.attacks[name] for name in reported}
+    if variant == "suite":
         config.evaluation.attack_suite = "standard"
     # Table VI's numbers of steps are of the undefended model.
     for name in [name for name in config.attacks if name.startswith("mainstay_")]:
@@ -63,6 +68,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             if "num_steps" in settings:
                 settings.num_steps = min(settings.num_steps, 100)
         config.learned.prosgan.num_epochs = min(config.learned.prosgan.num_epochs, 10)
+    if both:
+        common.add_printed(config)
     return config
 
 

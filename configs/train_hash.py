@@ -35,7 +35,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from configs import attacks, lists
+from configs import attacks, common, lists
 
 VARIANTS = (
     "DATASET,OBJECTIVE,NETWORK,BITS",
@@ -52,33 +52,11 @@ _OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 _NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
-# As released with each paper.
-_PROTOCOLS: dict[str, dict[str, Any]] = {
-    "saat": dict(
-        learning_rate=0.01,
-        momentum=0.9,
-        weight_decay=5e-4,
-        input_norm=True,
-        # Which is 10 / num_bits.
-        slope=None,
-        known_labels=False,
-        k=5000,
-        targets="disjoint",
-        min_count=1,
-    ),
-    "prosgan": dict(
-        learning_rate=0.05,
-        momentum=0.0,
-        weight_decay=1e-5,
-        input_norm=False,
-        slope=0.1,
-        known_labels=True,
-        k=None,
-        targets="uniform",
-        # Of DHTA's and P2P's released targets, which all attacks share here: most label vectors
-        # are of a single image, whose code both would aim at.
-        min_count=10,
-    ),
+# What their objectives differ in; see common.PROTOCOLS for the rest.
+_OBJECTIVE_OPTIONS: dict[str, dict[str, Any]] = {
+    # None is 10 / num_bits.
+    "saat": dict(slope=None, known_labels=False),
+    "prosgan": dict(slope=0.1, known_labels=True),
 }
 
 
@@ -115,7 +93,7 @@ def parse_names(words: Sequence[str], variant: str) -> tuple[str, str, str, int]
             f"unknown variant {variant!r}; expected DATASET,OBJECTIVE,NETWORK,BITS such as "
             f'"flickr25k,hashnet,vgg11,32"; DATASET: {" ".join(_REMAP)}; '
             f"OBJECTIVE: {' '.join(_OBJECTIVES)}; NETWORK: {' '.join(_NETWORKS)}; "
-            f"BITS: a number from 1; then a PROTOCOL if you like: {' '.join(_PROTOCOLS)}"
+            f"BITS: a number from 1; then a PROTOCOL if you like: {' '.join(common.PROTOCOLS)}"
         )
     return words[0], words[1], words[2], int(words[3])
 
@@ -123,7 +101,7 @@ def parse_names(words: Sequence[str], variant: str) -> tuple[str, str, str, int]
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is as the head of this file says."""
     words = variant.split(",")
-    protocol = words.pop() if len(words) == 5 and words[4] in _PROTOCOLS else "saat"
+    protocol = words.pop() if len(words) == 5 and words[4] in common.PROTOCOLS else "saat"
     return make_config(*parse_names(words, variant), protocol=protocol)
 
 
@@ -131,21 +109,16 @@ def make_config(
     dataset: str, objective: str, network: str, num_bits: int, *, protocol: str
 ) -> ml_collections.ConfigDict:
     """Returns the configuration of one hashing network in the protocol of a paper."""
-    values = _PROTOCOLS[protocol]
     config = lists.get_config("small" if network == "convnet" else "")
     config.task = "train_hash"
     config.data.remap = _REMAP[dataset]
-    config.model.update(name=network, num_bits=num_bits, input_norm=values["input_norm"])
+    common.use_protocol(config, protocol, pretrained=network != "convnet")
+    config.model.update(name=network, num_bits=num_bits)
     # ProS-GAN has networks of its own for HashNet.
     normal = network in _RESNETS or (protocol, objective) == ("prosgan", "hashnet")
     config.model.hash_init = "normal" if normal else "torch"
-    options = _options(objective, slope=values["slope"], known_labels=values["known_labels"])
+    options = _options(objective, **_OBJECTIVE_OPTIONS[protocol])
     config.objective = dict(name=objective, **options)
-    if network != "convnet":
-        config.pretrain.schedule.learning_rate = values["learning_rate"]
-        config.pretrain.optimizer.update(
-            momentum=values["momentum"], weight_decay=values["weight_decay"]
-        )
     config.attacks = (
         attacks.prosgan_attacks() if protocol == "prosgan" else attacks.published_attacks()
     )
@@ -155,6 +128,4 @@ def make_config(
     config.learned.prosgan.training_scale = (protocol, objective) == ("prosgan", "hashnet")
     if network == "convnet":
         attacks.shorten(config, num_steps=100)
-    config.evaluation.protocol.k = config_dict.FieldReference(values["k"], int)
-    config.evaluation.protocol.update(targets=values["targets"], min_count=values["min_count"])
     return config

@@ -5,8 +5,9 @@ r"""Runs a task of a config.
         --config.data.root=FOLDER --config.task=train_hash
 
 A config is FILE[:VARIANT], or the name of one that comes with the library, such as demo:smoke. Its
-fields are set by --config.NAME=VALUE, numbers as 0.5 or 8/255. With --distributed each process of a
-job runs the same command, on a folder that all see.
+fields are set by --config.NAME=VALUE, numbers as 0.5 or 8/255. --reading has methods as released
+or as their papers print them, or the latter beside the former by the name NAME_paper. With
+--distributed each process of a job runs the same command, on a folder that all see.
 
 A finished stage is skipped, a stopped one goes on where it was; both are found in the workdir.
 """
@@ -17,6 +18,7 @@ import os
 import sys
 from importlib import metadata
 
+from configs import common
 from launch import settings, terminal
 
 
@@ -30,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     check_job_flags(parser, options)
     config = settings.load_config(options.config)
+    common.read_papers(config, options.reading)
     settings.override(config, rest)
     # The run sets the precision of its config, once that is checked.
     start_jax("highest", options.compilation_cache)
@@ -52,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="FILE[:VARIANT] or NAME[:VARIANT]")
     add("--workdir", required=True, help="folder of the run; made if absent")
+    add(
+        "--reading",
+        choices=common.READINGS,
+        default="released",
+        help="of the papers, see docs/papers.md",
+    )
     add("--compilation_cache", default=".jax_cache", help="folder for compiled programs, or empty")
     add_job_flags(parser)
     return parser

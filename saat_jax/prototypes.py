@@ -42,19 +42,21 @@ class Prototypes(NamedTuple):
 
 
 class ThaPrototypeNet(nn.Module):
-    """THA's PrototypeNet: two hidden layers, the second without activation, and a code.
+    """THA's PrototypeNet: hidden layers, the last of them without activation, and a code.
 
     Attributes:
         num_bits: code length.
         num_classes: length of a label vector.
         hidden_width: units of the first hidden layer.
-        semantics_width: units of the second.
+        semantics_width: units of the last.
+        num_hidden: number of layers of `hidden_width`.
     """
 
     num_bits: int
     num_classes: int
     hidden_width: int = 4096
     semantics_width: int = 512
+    num_hidden: int = 1
 
     @nn.compact
     def __call__(self, labels: Array) -> Array | Prototypes:
@@ -64,6 +66,9 @@ class ThaPrototypeNet(nn.Module):
     def prototypes(self, labels: Array) -> tuple[Array, Array]:
         """The semantics and the soft codes of labels."""
         hidden = nn.relu(networks.Dense(self.hidden_width, name="hidden")(labels))
+        for number in range(2, self.num_hidden + 1):
+            layer = networks.Dense(self.hidden_width, name=f"hidden_{number}")
+            hidden = nn.relu(layer(hidden))
         semantics = networks.Dense(self.semantics_width, name="semantics")(hidden)
         return semantics, jnp.tanh(networks.Dense(self.num_bits, name="code")(semantics))
 
@@ -92,6 +97,7 @@ def create_prototype_net(
     num_classes: int,
     hidden_width: int = 4096,
     semantics_width: int = 512,
+    num_hidden: int = 1,
 ) -> ThaPrototypeNet:
     """Makes a PrototypeNet by name.
 
@@ -100,7 +106,9 @@ def create_prototype_net(
         num_bits: code length.
         num_classes: length of a label vector.
         hidden_width: units of the first hidden layer.
-        semantics_width: units of the second.
+        semantics_width: units of the last.
+        num_hidden: number of layers of `hidden_width`: 1 as released. ProS-GAN's paper has four
+            layers, which are these with the labels counted as one, or else one more: 2.
 
     Raises:
         ValueError: if there is no such network, or a number is out of its range.
@@ -110,6 +118,7 @@ def create_prototype_net(
         num_classes=num_classes,
         hidden_width=hidden_width,
         semantics_width=semantics_width,
+        num_hidden=num_hidden,
     )
     options.check_numbers(**sizes)
     return PROTOTYPE_NETS[name](**sizes)

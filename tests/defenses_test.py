@@ -23,7 +23,7 @@ from saat_jax import (
     parallel,
     retrieval,
 )
-from tests import golden, tiny
+from tests import golden, reference, tiny
 
 DPH = objectives.create_objective("dph")
 SAAT = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
@@ -493,6 +493,7 @@ def test_golden_formula_saat_outer():
     [
         ("bank", "alias", "unknown bank 'alias'"),
         ("quantization", "norm", "unknown quantization 'norm'"),
+        ("anchor_codes", "twice", "unknown anchor_codes 'twice'; expected one of .*'once'"),
         ("attack_mode", "test", r"unknown attack_mode 'test'; expected one of \['eval', 'train'\]"),
         (
             "loss",
@@ -602,6 +603,90 @@ def test_saat_attack_starts_at_random_points_that_belong_to_the_images():
     unperturbed = batch | {"start": batch["image"]}
     for other in (runs[1](first, batch), runs[0](later, batch), runs[0](first, unperturbed)):
         assert abs(other[1]["adversarial_loss"] - loss) > 1e-5
+
+
+def test_saat_step_as_printed_is_the_equations_written_out():
+    """Eq. 11 to 20 with one mainstay code a step, on a linear network, in NumPy and loops."""
+    model, optimizer, mu = LinearNet(NUM_BITS), optax.sgd(0.05), 1e-3
+    update = defenses.make_saat_update(
+        model,
+        DPH,
+        optimizer,
+        seed=0,
+        epsilon=8 / 255,
+        step_size=2 / 255,
+        num_steps=3,
+        adversarial_weight=0.5,
+        quantization_weight=mu,
+        quantization="sum",
+        bank="sign",
+        anchor_codes="once",
+        random_start=False,
+        weighting="count",
+    )
+    first, batch = _state(model, optimizer, saat=True), _batch(0, num_real=16)
+    state, metrics = _on_one_device(update)(first, batch)
+
+    bank, bank_labels = np.asarray(first.code_bank.codes), np.asarray(first.code_bank.labels)
+    votes = [reference.mainstay_votes(y, bank, bank_labels, "count") for y in batch["label"]]
+    mainstay_codes = np.asarray(
+        mainstay.mainstay_codes(batch["label"], bank, bank_labels, weighting="count")
+    )
+    # An exactly tied vote rounds either way.
+    sure = np.abs(votes) > 1e-6
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(mainstay_codes[sure], np.sign(votes)[sure])
+    weights = np.asarray(first.params["hash"]["kernel"], np.float64)
+    bias = np.asarray(first.params["hash"]["bias"], np.float64)
+
+    def pixels(images):
+        return np.moveaxis(images, 3, 1).reshape(len(images), -1)
+
+    def encode(images):
+        return np.tanh(pixels(images) @ weights + bias)
+
+    images = batch["image"].astype(np.float64)
+    adversarial = images
+    for _ in range(3):
+        slopes = (mainstay_codes * (1 - encode(adversarial) ** 2)) @ weights.T
+        slopes = np.moveaxis(slopes.reshape(16, 3, 8, 8), 1, 3)
+        step = adversarial - 2 / 255 * np.sign(slopes)
+        adversarial = np.clip(np.clip(step, images - 8 / 255, images + 8 / 255), 0, 1)
+
+    def losses(params):
+        benign, attacked = (
+            jnp.tanh(pixels(x) @ params["kernel"] + params["bias"]) for x in (images, adversarial)
+        )
+        new = jnp.asarray(bank).at[batch["index"]].set(jax.lax.stop_gradient(benign))
+        labels = bank_labels.copy()
+        labels[batch["index"]] = batch["label"]
+        similar = np.where(batch["label"] @ labels.T > 0, 1.0, -1.0)
+        original = jnp.mean((benign @ new.T / NUM_BITS - similar) ** 2)
+        agreement = -jnp.mean(attacked * mainstay_codes)
+        sign = np.sign(jax.lax.stop_gradient(attacked))
+        rough = jnp.mean(jnp.sum((attacked - sign) ** 2, axis=1))
+        return original + 0.5 * agreement + mu * rough, (original, agreement, rough)
+
+    (total, terms), gradients = jax.value_and_grad(losses, has_aux=True)(first.params["hash"])
+    names = ("objective_loss", "adversarial_loss", "quantization_loss")
+    np.testing.assert_allclose([metrics[name] for name in names], terms, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)
+    for name, gradient in gradients.items():
+        moved = first.params["hash"][name] - 0.05 * gradient
+        np.testing.assert_allclose(state.params["hash"][name], moved, rtol=1e-4, atol=1e-5)
+    new_codes = bank.copy()
+    new_codes[batch["index"]] = np.where(encode(images) >= 0, 1, -1)
+    np.testing.assert_array_equal(state.code_bank.codes, new_codes)
+
+
+def test_saat_attack_may_start_at_the_images():
+    model, optimizer = LinearNet(NUM_BITS), _optimizer()
+    first, batch = _state(model, optimizer, saat=True), _batch(0)
+    update = defenses.make_saat_update(model, DPH, optimizer, seed=0, random_start=False, **SAAT)
+    released = defenses.make_saat_update(model, DPH, optimizer, seed=0, **SAAT)
+    here = _on_one_device(update)(first, batch)
+    expected = _on_one_device(released)(first, batch | {"start": batch["image"]})
+    _assert_same_bits(here, expected)
 
 
 # --- every objective ---

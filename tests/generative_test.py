@@ -16,7 +16,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from saat_jax import generative, networks, optimizers, parallel
+from saat_jax import generative, networks, objectives, optimizers, parallel, prototypes
 from tests import golden, tiny
 
 NUM_CLASSES, NUM_BITS, NUM_SEMANTICS, SIZE = 4, 6, 12, 32
@@ -592,9 +592,175 @@ def test_bad_options_are_refused():
         ),
         ({"hash_loss": "mean"}, "unknown hash loss 'mean'; expected one of .*'focused', 'linear'"),
         ({"discriminator_every": 0}, "discriminator_every must be a whole number"),
+        ({"reduction": "max"}, "unknown reduction 'max'; expected one of .*'mean', 'sum'"),
     ]:
         with pytest.raises(ValueError, match=message):
             _update(**wrong)
+
+
+# --- the update as printed ---
+
+NET = prototypes.ProsganPrototypeNet(
+    NUM_BITS, NUM_CLASSES, hidden_width=8, semantics_width=NUM_SEMANTICS, num_hidden=2
+)
+
+
+@functools.cache
+def _joint_case():
+    """(update, first state)"""
+    rng = np.random.default_rng(5)
+    bank = objectives.CodeBank(
+        rng.choice([-1, 1], (9, NUM_BITS)).astype(np.float32),
+        (rng.random((9, NUM_CLASSES)) < 0.4).astype(np.float32),
+    )
+    state = generative.join_states(
+        _case()[1], prototypes.init_prototype_state(NET, OPTIMIZER, bank, _key(7))
+    )
+    update = generative.make_joint_update(
+        SmoothGenerator(),
+        SmoothDiscriminator(),
+        NET,
+        _encode,
+        dict.fromkeys(("prototypes", "generator", "discriminator"), optax.sgd(1e-3)),
+        reconstruction_weight=2.0,
+        adversarial_weight=0.7,
+        prototype_options={"pairs": "likelihood", "reduction": "sum"},
+    )
+    return update, state
+
+
+@functools.cache
+def _joint_runner(devices):
+    return {1: _on_one_device, 8: _on_all_devices}[devices](_joint_case()[0])
+
+
+def test_the_printed_update_is_three_plain_descents_in_turn():
+    """Of the three losses, written out as sums; every gradient is of all that a network does."""
+    _, state = _joint_case()
+    batch = _batch(0, num_real=16)
+    images, codes, labels = 2 * batch["image"] - 1, state.bank.codes, state.bank.labels
+
+    def judge(params, spectral, images):
+        variables = {"params": params["discriminator"], "spectral": spectral}
+        scores, moved = SmoothDiscriminator().apply(variables, images, mutable=["spectral"])
+        return scores, moved["spectral"]
+
+    def made(params):
+        output = NET.apply({"params": params["prototypes"]}, batch["target_label"])
+        fake = SmoothGenerator().apply({"params": params["generator"]}, images, output.semantics)
+        return output, fake
+
+    def loss_pro(params):
+        output, _ = made(params)
+        theta = output.soft_codes @ codes.T / 2
+        similar = (batch["target_label"] @ labels.T > 0).astype(np.float32)
+        sign = jnp.where(output.soft_codes >= 0, 1.0, -1.0)
+        return (
+            jnp.sum(jnp.log(1 + jnp.exp(theta)) - similar * theta)
+            + 1e-4 * jnp.sum((sign - output.soft_codes) ** 2)
+            + jnp.sum((output.class_probabilities - batch["target_label"]) ** 2)
+        )
+
+    def loss_gen(params, spectral):
+        output, fake = made(params)
+        scores, _ = judge(params, spectral, fake)
+        aimed = np.append(batch["target_label"], np.zeros((16, 1)), axis=1)
+        targets = jnp.where(output.soft_codes >= 0, 1.0, -1.0)
+        soft_codes = _encode(state.hash_variables, (fake + 1) / 2)
+        return (
+            0.7 * jnp.sum((scores - aimed) ** 2)
+            + jnp.sum(1 - jnp.mean(soft_codes * targets, axis=1))
+            + 2 * jnp.sum((fake / 2 - images / 2) ** 2)
+        )
+
+    def loss_dis(params, real_spectral, fake_spectral):
+        _, fake = made(params)
+        real, _ = judge(params, real_spectral, images)
+        scores, _ = judge(params, fake_spectral, fake)
+        wanted = np.append(batch["label"], np.zeros((16, 1)), axis=1)
+        aimed = np.append(batch["target_label"], np.ones((16, 1)), axis=1)
+        return (jnp.sum((real - wanted) ** 2) + jnp.sum((scores - aimed) ** 2)) / 2
+
+    def move(params, name, loss):
+        gradients = jax.grad(loss)(params)[name]
+        moved = jax.tree.map(lambda p, g: p - 1e-3 * g, params[name], gradients)
+        return {**params, name: moved}
+
+    @jax.jit
+    def expected(params, first):
+        # The discriminator's vectors move with each pass: one, one and two.
+        second = _moved_vectors(params["discriminator"], first)
+        third = _moved_vectors(params["discriminator"], second)
+        fourth = _moved_vectors(params["discriminator"], third)
+        pro = loss_pro(params)
+        params = move(
+            params,
+            "prototypes",
+            lambda p: loss_pro(p) + loss_gen(p, first) - loss_dis(p, first, first),
+        )
+        gen = loss_gen(params, second)
+        params = move(params, "generator", lambda p: loss_gen(p, second))
+        dis = loss_dis(params, third, fourth)
+        # All passes are of the discriminator of before.
+        last = _moved_vectors(params["discriminator"], fourth)
+        params = move(params, "discriminator", lambda p: loss_dis(p, third, fourth))
+        return params, last, (pro, gen, dis)
+
+    params, spectral, losses = expected(state.params, state.spectral)
+    new, metrics = _joint_runner(1)(state, batch)
+    _assert_close(new.params, params)
+    _assert_close(new.spectral, spectral)
+    names = ("prototype_loss", "loss", "discriminator_loss")
+    np.testing.assert_allclose([metrics[name] for name in names], losses, rtol=1e-5)
+    terms = [metrics[f"{name}_loss"] for name in ("adversarial", "hash", "reconstruction")]
+    np.testing.assert_allclose(np.dot([0.7, 1, 2], terms), losses[1], rtol=1e-5)
+    assert new.step == 1 and new.discriminator_loss == metrics["discriminator_loss"]
+    _assert_same_bits((new.bank, new.hash_variables), (state.bank, state.hash_variables))
+    # PrototypeNet feels the two others: by its own loss alone it would be elsewhere.
+    alone = jax.jit(lambda p: move(p, "prototypes", loss_pro))(state.params)["prototypes"]
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, new.params["prototypes"])
+    assert gaps["semantics"]["kernel"] > 1e-4
+
+
+def test_the_printed_update_agrees_on_one_and_eight_devices():
+    _, state = _joint_case()
+    for step in range(2):
+        expected = _joint_runner(1)(state, _batch(step))
+        _assert_close(_joint_runner(8)(state, _batch(step)), expected)
+        state = expected[0]
+
+
+def test_padding_has_no_influence_on_the_printed_update():
+    _, state = _joint_case()
+    batch = _batch(0)
+    other = {name: values.copy() for name, values in batch.items()}
+    for values in other.values():
+        values[13:] = values[0]
+    other["mask"] = batch["mask"]
+    _assert_close(_joint_runner(1)(state, other), _joint_runner(1)(state, batch))
+
+
+def test_sums_are_means_times_their_numbers():
+    scores, labels = _random(0, 3, NUM_CLASSES + 1), np.eye(3, NUM_CLASSES, dtype=np.float32)
+    for generated in (False, True):
+        mean, total = (
+            generative.score_loss(scores, labels, generated=generated, reduction=reduction)
+            for reduction in ("mean", "sum")
+        )
+        np.testing.assert_allclose(total, (NUM_CLASSES + 1) * mean, rtol=1e-6)
+        wanted = np.append(labels, np.full((3, 1), generated), axis=1)
+        np.testing.assert_allclose(total, ((scores - wanted) ** 2).sum(1), rtol=1e-5)
+    # Of the whole update: plain descent by sums goes as far as by means with a larger rate.
+    options = dict(adversarial_weight=0.0, hash_weight=3.0, discriminator_every=5)
+    _, state = _case()
+    models = SmoothGenerator(), SmoothDiscriminator()
+    state, batch = dataclasses.replace(state, step=jnp.ones((), jnp.int32)), _batch(0)
+    moves = []
+    for reduction in ("mean", "sum"):
+        run = _on_one_device(_update(*models, reduction=reduction, **options))
+        new = run(state, batch)[0].params["generator"]
+        moves.append(jax.tree.map(lambda a, b: a - b, new, state.params["generator"]))
+    _assert_close(moves[1], jax.tree.map(lambda move: 13 * move, moves[0]), rtol=1e-3, atol=1e-4)
 
 
 # --- the attack ---
@@ -813,8 +979,8 @@ def test_golden_discriminator():
     assert_near(run(spectral)[0][0], case["out_batch_of_one"])
 
 
-def _moved(params, spectral):
-    """The discriminator's singular vectors after another pass."""
+def _moved_vectors(params, spectral):
+    """A discriminator's singular vectors after another pass."""
     moved = {}
     for name, layer in spectral.items():
         left, _ = layer["vectors"]
@@ -829,8 +995,8 @@ def _released_gradients(params, spectral, images, generated, labels, target_labe
     Both passes move u and v before the gradient is taken, so that the first pass' norms are
     derived with the u and v of the second.
     """
-    first = _moved(params, spectral)
-    second = _moved(params, first)
+    first = _moved_vectors(params, spectral)
+    second = _moved_vectors(params, first)
 
     def scores(params, images, spectral):
         x = images
@@ -961,7 +1127,7 @@ def recorded():
         # No step for the discriminator.
         step=jnp.ones((), jnp.int32),
         params=params | {"discriminator": optax.apply_updates(judge_params, updates)},
-        spectral=_moved(judge_params, _moved(judge_params, spectral)),
+        spectral=_moved_vectors(judge_params, _moved_vectors(judge_params, spectral)),
     )
     released = run(half_way, batches[0])
     return _Recorded(case, model, encode_fn, batches, gradients, clean, half_way, released)

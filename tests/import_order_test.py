@@ -25,8 +25,8 @@ LIBRARY = (
         "perturbation",
     ),
     ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
-    ("encoders", "generative", "prototypes"),
-    ("defenses",),
+    ("encoders", "prototypes"),
+    ("defenses", "generative"),
     ("evaluation", "training"),
     ("pipeline",),
 )

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from configs import attacks as attacks_config
+from configs import common, demo
 from configs import defenses as defenses_config
-from configs import demo
 from launch import main as launch_main
 from saat_jax import (
     attacks,
@@ -248,6 +248,31 @@ def test_networks_are_learned_for_the_attacks_that_need_them(smoke, monkeypatch,
     config["learned"]["tha"]["schedule"]["learning_rate"] = 1.0
     with pytest.raises(ValueError, match=r"learned.schedule.learning_rate = 0.001, this run has 1"):
         pipeline.run(config, workdir)
+
+
+def test_a_generator_as_printed_is_learned_with_its_prototypes(smoke, monkeypatch, capfd):
+    _, workdir = smoke
+    monkeypatch.setattr(tasks, "show_report", lambda workdir: None)
+    config = attacks_config.get_config("smoke")
+    common.read_papers(config, "both")
+    attacks = {"prosgan_paper": config.attacks.prosgan_paper.to_dict()}
+    judging = config.evaluation.to_dict() | {"models": ["pretrained"]}
+    # Without a PrototypeNet of its own before it.
+    learned = {"prosgan_paper": config.learned.prosgan_paper.to_dict()}
+    changes = {"task": "evaluate", "attacks": attacks, "evaluation": judging, "learned": learned}
+    pipeline.run(config.to_dict() | changes, workdir)
+    folder = workdir / "learned" / "pretrained" / "prosgan_paper"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = set().union(*lines)
+    assert {"prototype_loss", "discriminator_loss", "sample_agreement"} <= found
+    record = json.loads((workdir / "records" / "pretrained" / "prosgan_paper.json").read_text())
+    assert record["metrics"].keys() >= {"t_map", "theory_t_map"}
+    capfd.readouterr()
+    pipeline.run(config.to_dict() | changes, workdir)
+    assert "prosgan_paper: trained already, 6 steps" in capfd.readouterr().out
+    learned["prosgan_paper"]["options"]["discriminator_every"] = 3
+    with pytest.raises(ValueError, match="discriminator_every must be 1 where prototypes are"):
+        pipeline.run(config.to_dict() | changes, workdir)
 
 
 def test_rival_defences_train_from_the_same_model(smoke, tmp_path):

@@ -83,6 +83,24 @@ def test_prosgan_net_has_the_published_size():
     )
 
 
+def test_a_net_of_four_layers_has_one_hidden_layer_more():
+    net = prototypes.create_prototype_net(
+        "prosgan", num_bits=6, num_classes=4, hidden_width=8, semantics_width=5, num_hidden=2
+    )
+    labels = np.array([[1, 0, 1, 0], [0, 0, 0, 1]], np.float32)
+    params = net.init(jax.random.key(0), labels)["params"]
+    x = labels
+    for layer in ("hidden", "hidden_2"):
+        x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    semantics = x @ params["semantics"]["kernel"] + params["semantics"]["bias"]
+    codes = np.tanh(semantics @ params["code"]["kernel"] + params["code"]["bias"])
+    output = net.apply({"params": params}, labels)
+    np.testing.assert_allclose(output.semantics, semantics, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output.soft_codes, codes, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="num_hidden must be a whole number"):
+        prototypes.create_prototype_net("tha", num_bits=6, num_classes=4, num_hidden=0)
+
+
 @pytest.mark.parametrize("name", sorted(prototypes.PROTOTYPE_NETS))
 def test_nets_begin_with_pytorch_s_bounds(name):
     net = prototypes.create_prototype_net(name, num_bits=32, num_classes=9, hidden_width=400)

@@ -367,3 +367,60 @@ def batch_norm(images: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarr
         means.append(mean)
         variances.append(square / (values.size - 1))
     return output, np.array(means), np.array(variances)
+
+
+# --- balls ---
+
+
+def norm_of(change: np.ndarray, norm: str) -> float:
+    """The largest size, the root mean square or the mean size of an image's changes."""
+    sizes = [abs(float(number)) for number in change.ravel()]
+    if norm == "linf":
+        return max(sizes)
+    if norm == "l2":
+        return math.sqrt(sum(size**2 for size in sizes) / len(sizes))
+    return sum(sizes) / len(sizes)
+
+
+def nearest_in_ball(point: np.ndarray, image: np.ndarray, radius: float, norm: str) -> np.ndarray:
+    """The nearest point of the ball and of [0, 1], by Dykstra's alternating projections.
+
+    Each projection is the textbook one: of "l1" by sorting (Duchi et al., 2008).
+    """
+    size = image.size
+
+    def onto_ball(x: np.ndarray) -> np.ndarray:
+        change = x - image
+        if norm == "l2":
+            length = math.sqrt(float(np.sum(change**2)))
+            return image + change * min(1, radius * math.sqrt(size) / max(length, 1e-300))
+        if np.sum(np.abs(change)) <= radius * size:
+            return x
+        total, threshold = 0.0, 0.0
+        for count, value in enumerate(sorted(np.abs(change).ravel(), reverse=True), start=1):
+            total += value
+            if value > (total - radius * size) / count:
+                threshold = (total - radius * size) / count
+        return image + np.sign(change) * np.maximum(np.abs(change) - threshold, 0)
+
+    x = np.asarray(point, np.float64)
+    image = np.asarray(image, np.float64)
+    ball_rest, box_rest = np.zeros_like(x), np.zeros_like(x)
+    for _ in range(300):
+        inner = onto_ball(x + ball_rest)
+        ball_rest = x + ball_rest - inner
+        x = np.clip(inner + box_rest, 0, 1)
+        box_rest = inner + box_rest - x
+    return x
+
+
+def steepest_step(gradient: np.ndarray, image: np.ndarray, length: float) -> np.ndarray:
+    """The step of a given sum of sizes, within [0, 1], that descends most: pixel by pixel."""
+    step, left = np.zeros(image.size), length
+    for pixel in sorted(range(image.size), key=lambda i: -abs(gradient.ravel()[i])):
+        slope, value = gradient.ravel()[pixel], image.ravel()[pixel]
+        if slope:
+            move = min(left, value if slope > 0 else 1 - value)
+            step[pixel] = -math.copysign(move, slope)
+            left -= move
+    return step.reshape(image.shape)

@@ -796,6 +796,9 @@ def test_strongest_attack_of_each_ball_and_model(tmp_path):
     change_record(records / "dhta_targeted.json", metrics={"t_map": 0.99})
     change_record(records / "mainstay.json", settings={"attack": "mainstay", "epsilon": 2 / 255})
     change_record(records / "noise.json", settings={"attack": "noise", "epsilon": 0.1 / 255})
+    # A ball of another norm is another ball, and larger.
+    other = {"attack": "sdha", "epsilon": 8 / 255, "norm": "l2"}
+    change_record(records / "sdha.json", settings=other, metrics={"map": 0.01})
     lines = reports.attack_table(reports.load_records(run)).splitlines()
     strongest = [line for line in lines if line.startswith("strongest")]
     # Halfway: (21.12 + 50) / 2, (23.01 + 50) / 2, (81.92 + 50) / 2.
@@ -807,6 +810,7 @@ def test_strongest_attack_of_each_ball_and_model(tmp_path):
         "strongest on hardened within 2/255: mainstay (MAP 35.56 %)",
         "strongest on hardened within 0.1/255: noise (MAP 65.96 %)",
     ]
+    assert sum("8/255 l2" in line for line in lines) == 1
 
 
 def test_iterations_table_worked_by_hand(suite_run):

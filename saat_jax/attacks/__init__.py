@@ -11,6 +11,7 @@ from saat_jax.attacks.auto_pgd import (
     Measured,
     auto_pgd,
 )
+from saat_jax.attacks.balls import NORMS, project
 from saat_jax.attacks.code_losses import (
     CODE_LOSSES,
     alpha_schedule,
@@ -45,8 +46,8 @@ from saat_jax.attacks.descent import (
     noise,
     pgd,
     plain,
-    project,
     row_keys,
+    steepest_l1,
     uniform_noise,
 )
 from saat_jax.attacks.momentum import (
@@ -90,6 +91,7 @@ from saat_jax.attacks.target_labels import (
 
 __all__ = [
     "CODE_LOSSES",
+    "NORMS",
     "PROTOCOLS",
     "SEARCH_LOSSES",
     "STEP_RULES",
@@ -146,6 +148,7 @@ __all__ = [
     "soft_gain_loss",
     "square",
     "square_search",
+    "steepest_l1",
     "target_candidates",
     "target_loss",
     "transform_input",

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saat_jax.attacks.descent import gradient_sign, per_image, project
+from saat_jax.attacks.balls import per_image, project
+from saat_jax.attacks.descent import gradient_sign
 
 Array = jax.Array
 

@@ -1,4 +1,4 @@
-"""Descent within the L-infinity ball: the one loop of all attacks, and those by plain gradients.
+"""Descent within a ball: the one loop of all attacks, and those by plain gradients.
 
 An attack is put together by `minimize` of
 
@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from saat_jax import options, perturbation
+from saat_jax.attacks.balls import project
 from saat_jax.attacks.code_losses import check_steps, target_loss
 from saat_jax.hamming import EncodeFn
 
@@ -31,24 +32,6 @@ LossFn = Callable[[Array, Array], Array]
 GradientFn = Callable[[Array, Array], Array]
 # Of (images, step index, the rule's state, carry), with the new carry.
 Estimate = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
-
-
-def per_image(values: Any) -> Any:
-    """`[batch]` values against `[batch, height, width, channels]`; a single one stays."""
-    return values if jnp.ndim(values) == 0 else jnp.reshape(values, (-1, 1, 1, 1))
-
-
-def project(adversarial: Array, images: Array, *, epsilon: float | Array) -> Array:
-    """Moves images to the nearest point in the L-infinity ball and in [0, 1].
-
-    The radius may be `[batch]`, one for each image.
-
-    Example:
-        >>> project(jnp.array([0.75, -0.25]), jnp.array([0.5, 0.125]), epsilon=0.125).tolist()
-        [0.625, 0.0]
-    """
-    radius = per_image(epsilon)
-    return jnp.clip(jnp.clip(adversarial, images - radius, images + radius), 0, 1)
 
 
 def checked_images(images: Array, **numbers: Any) -> Array:
@@ -157,6 +140,32 @@ def _along(
     )
 
 
+def steepest_l1(step_size: float) -> optax.GradientTransformation:
+    """Moves the numbers of steepest gradient to the end of [0, 1], as far as the step lasts.
+
+    Of all steps of a mean size of at most `step_size` that stay in [0, 1], no other lowers a
+    straight loss more.
+    """
+
+    def update(gradient: Array, state: Any, images: Array | None = None) -> tuple[Array, Any]:
+        assert images is not None, "the rooms to the ends of [0, 1] are the images'"
+        signs = gradient_sign(gradient)
+        flat = (len(images), -1)
+        rooms = jnp.where(signs > 0, images, jnp.where(signs < 0, 1 - images, 0)).reshape(flat)
+        order = jnp.argsort(-jnp.abs(signs * gradient).reshape(flat))
+        sorted_rooms = jnp.take_along_axis(rooms, order, axis=1)
+        left = step_size * rooms.shape[1] - (jnp.cumsum(sorted_rooms, axis=1) - sorted_rooms)
+        moves = jnp.take_along_axis(jnp.clip(left, 0, sorted_rooms), jnp.argsort(order), axis=1)
+        return -signs * moves.reshape(images.shape), state
+
+    return optax.GradientTransformation(lambda images: optax.EmptyState(), update)
+
+
+def _root_mean_square(gradient: Array) -> Array:
+    """Scales each image's gradient to a root mean square of 1; a zero gradient stays zero."""
+    return _unit(gradient) * np.sqrt(gradient[0].size)
+
+
 # By the name of `direction`, the rule of a step size. One of one's own: STEP_RULES.register.
 STEP_RULES: options.Choices[Callable[[float], optax.GradientTransformation]] = options.Choices(
     "direction",
@@ -165,6 +174,8 @@ STEP_RULES: options.Choices[Callable[[float], optax.GradientTransformation]] = o
         "raw": _along(lambda gradient: gradient),
         "unit": _along(_unit),
         "momentum": momentum_sign,
+        "steepest_l2": _along(_root_mean_square),
+        "steepest_l1": steepest_l1,
     },
 )
 
@@ -186,8 +197,9 @@ def descend(
     epsilon: float | Array,
     num_steps: int | Array,
     carry: Any = None,
+    norm: str = "linf",
 ) -> Descent:
-    """Takes one step after another, each time projected to the L-infinity ball and [0, 1].
+    """Takes one step after another, each time projected to the ball and [0, 1].
 
     The one `lax.fori_loop` of all attacks.
 
@@ -199,6 +211,7 @@ def descend(
         epsilon: radius of the ball.
         num_steps: number of steps; a traced number compiles once for all values.
         carry: what the estimate keeps from step to step, such as running statistics.
+        norm: of the ball, see `project`.
 
     Returns:
         The final images, the rule's state and the carry: constants for differentiation.
@@ -213,12 +226,14 @@ def descend(
             f"{getattr(start, 'dtype', type(start).__name__)}"
         )
 
+    into_ball = functools.partial(project, epsilon=epsilon, norm=norm)
+
     def body(step: Array, at: Descent) -> Descent:
         gradient, carry = estimate(at.images, step, at.rule, at.carry)
         change, state = rule.update(gradient, at.rule, at.images)
-        return Descent(project(at.images + change, images, epsilon=epsilon), state, carry)
+        return Descent(into_ball(at.images + change, images), state, carry)
 
-    start = project(start, images, epsilon=epsilon)
+    start = into_ball(start, images)
     first = Descent(start, rule.init(start), carry)
     return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, first))
 
@@ -261,6 +276,7 @@ def minimize(
     start: Array | None = None,
     estimator: Callable[[GradientFn], Estimate] = plain,
     carry: Any = None,
+    norm: str = "linf",
 ) -> Array:
     """Minimises a loss of each image over its ball: what every attack comes down to.
 
@@ -277,6 +293,7 @@ def minimize(
         start: where to begin, by default at the images.
         estimator: makes the estimate of `descend` from the gradient.
         carry: what the estimate begins with.
+        norm: of the ball, see `project`.
 
     Returns:
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1].
@@ -295,6 +312,7 @@ def minimize(
         epsilon=epsilon,
         num_steps=num_steps,
         carry=carry,
+        norm=norm,
     ).images
 
 
@@ -314,6 +332,7 @@ def pgd(
     alphas: Array | np.ndarray | None = None,
     random_start: bool = True,
     start: Array | None = None,
+    norm: str = "linf",
 ) -> Array:
     """Perturbs images within a ball so that their codes leave, or reach, the target codes.
 
@@ -326,7 +345,7 @@ def pgd(
         images: `[batch, height, width, channels]` float32 in [0, 1].
         target_codes: `[batch, num_bits]` in {-1, 0, +1}; a zero bit takes no part.
         rng: one key, or `[batch]` keys, which make the start of an image its own.
-        epsilon: radius of the L-infinity ball in units of [0, 1], such as `8 / 255`.
+        epsilon: radius of the ball in units of [0, 1], such as `8 / 255`.
         step_size: length of a step, in the same units; for the direction "raw" in units of the
             gradient.
         num_steps: number of steps; the loop is traced once.
@@ -334,11 +353,13 @@ def pgd(
         loss: the name of a code loss, see `CODE_LOSSES`.
         direction: along what a step goes, see `STEP_RULES`: "sign" the gradient's sign, "raw"
             the gradient itself, "unit" the gradient scaled to an L2 norm of 1 over the image,
-            "momentum" the sign of a momentum.
+            "momentum" the sign of a momentum. "sign", "steepest_l2" and "steepest_l1" are the
+            steepest descents of the three norms, of a step size in the norm's own measure.
         alphas: `[num_steps]` tanh scale of each step, such as `alpha_schedule(num_steps)`;
             by default 1 throughout.
         random_start: whether to begin at a random point of the ball rather than at the images.
         start: `[batch, height, width, channels]` images to begin at instead.
+        norm: of the ball: "linf", "l2" or "l1", see `project`.
 
     Returns:
         `[batch, height, width, channels]` images within `epsilon` of `images`, in [0, 1]. Where
@@ -359,7 +380,7 @@ def pgd(
         [0.25, 0.25, 0.75]
 
     Reference:
-        SAAT, Eq. 15 and Section IV-A; DHTA for the directions "raw" and "unit".
+        SAAT, Eq. 12 and 15 and Section IV-A; DHTA for the directions "raw" and "unit".
     """
     images = checked_images(images, epsilon=epsilon, step_size=step_size)
     if start is None and random_start:
@@ -374,6 +395,7 @@ def pgd(
         num_steps=num_steps,
         alphas=alphas,
         start=start,
+        norm=norm,
     )
 
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from saat_jax import hamming, options
 from saat_jax.attacks.auto_pgd import Measured, auto_pgd
+from saat_jax.attacks.balls import per_image
 from saat_jax.attacks.criteria import Criterion
 from saat_jax.attacks.descent import (
     checked_images,
     descend,
-    per_image,
     row_keys,
     uniform_noise,
 )

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from saat_jax.attacks.descent import per_image, project, row_keys
+from saat_jax.attacks.balls import per_image, project
+from saat_jax.attacks.descent import row_keys
 
 Array = jax.Array
 

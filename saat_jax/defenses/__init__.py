@@ -75,7 +75,13 @@ class Defense:
     state_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_INNER_ATTACK = {"epsilon": ..., "step_size": ..., "num_steps": ..., "attack_mode": "train"}
+_INNER_ATTACK = {
+    "epsilon": ...,
+    "step_size": ...,
+    "num_steps": ...,
+    "attack_mode": "train",
+    "random_start": True,
+}
 # What a config may name. Add one of your own by `DEFENSES.register("mine", Defense(function))`.
 DEFENSES: options.Choices[Defense] = options.Choices(
     "defence",
@@ -103,6 +109,7 @@ DEFENSES: options.Choices[Defense] = options.Choices(
                 "quantization_weight": 1e-4,
                 "quantization": "mean",
                 "bank": "aliased",
+                "anchor_codes": "refreshed",
                 "loss": "mean",
                 "weighting": "similarity",
                 "ties": "positive",

@@ -110,6 +110,7 @@ def make_atrdh_update(
     adversarial_weight: float = 2.0,
     softplus: bool = True,
     attack_mode: AttackMode = "train",
+    random_start: bool = True,
 ) -> UpdateFn:
     """Builds the update of ATRDH.
 
@@ -135,6 +136,7 @@ def make_atrdh_update(
         softplus: of `prototypes.circle_loss`; True with SAAT, False with THA.
         attack_mode: "train" as released: the inner attack runs with dropout and batch
             statistics, and feeds the running statistics. "eval" uses the latter.
+        random_start: as in SAAT's update.
 
     Returns:
         `update(state, batch, *, axis_name)`; its metrics are "loss", its terms
@@ -154,6 +156,7 @@ def make_atrdh_update(
         step_size=step_size,
         num_steps=num_steps,
         attack_mode=attack_mode,
+        random_start=random_start,
     )
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:

@@ -25,6 +25,7 @@ def make_cgat_update(
     adversarial_weight: float = 1.0,
     bank: Literal["aliased", "sign"] = "aliased",
     attack_mode: AttackMode = "train",
+    random_start: bool = True,
     ties: mainstay.Ties = "positive",
 ) -> UpdateFn:
     """Builds the update of centre-guided adversarial training.
@@ -45,6 +46,7 @@ def make_cgat_update(
         bank: "aliased" as released: the code bank takes soft codes, of which the centre codes
             of the loss are made already. "sign" takes codes.
         attack_mode: as in SAAT's update.
+        random_start: as in SAAT's update.
         ties: of `mainstay.center_codes`; "zero" as released.
 
     Returns:
@@ -77,4 +79,5 @@ def make_cgat_update(
         quantization="mean",
         bank="soft" if bank == "aliased" else "sign",
         attack_mode=attack_mode,
+        random_start=random_start,
     )

@@ -153,8 +153,9 @@ def make_inner_attack(
     num_steps: int,
     attack_mode: AttackMode,
     loss: str = "mean",
+    random_start: bool = True,
 ) -> Callable[..., tuple[Array, tuple[chex.ArrayTree, objectives.State]]]:
-    """Builds the attack within an update: sign descent from a random start.
+    """Builds the attack within an update: sign descent.
 
     Args:
         model: a hash network.
@@ -165,6 +166,8 @@ def make_inner_attack(
         attack_mode: "train" runs the network with dropout and batch statistics, and feeds the
             running statistics; "eval" uses the latter.
         loss: the code loss.
+        random_start: whether to begin at a random point of the ball, as released, or at the
+            images, as SAAT's Eq. 15.
 
     Returns:
         `attack(params, batch_stats, counted, target_codes, batch, training)`, which returns
@@ -199,12 +202,11 @@ def make_inner_attack(
             loss = jnp.sum(attack_loss(codes, target_codes) * batch["mask"])
             return loss, (batch_stats, counted)
 
-        start = batch.get("start")
-        if start is None:
-            noise = attacks.uniform_noise(
-                next_pass(training, num_steps).keys, batch["image"], epsilon=epsilon
+        start = batch.get("start", batch["image"])
+        if random_start and "start" not in batch:
+            start += attacks.uniform_noise(
+                next_pass(training, num_steps).keys, start, epsilon=epsilon
             )
-            start = batch["image"] + noise
         found = attacks.descend(
             lambda images, step, _, carry: gradient_fn(images, step, carry),
             batch["image"],

@@ -68,6 +68,7 @@ def make_minimax_update(
     quantization_weight: float,
     quantization: Literal["mean", "sum"],
     bank: Literal["aliased", "soft", "sign"],
+    anchor_codes: Literal["refreshed", "once"] = "refreshed",
     **attack_options: Any,
 ) -> UpdateFn:
     """Builds the update of training against an attack that flees anchor codes.
@@ -89,6 +90,7 @@ def make_minimax_update(
         quantization: its "mean" or "sum" over the bits.
         bank: what the code bank is given: "sign" codes; "soft" codes; or codes, which after
             the step the objective's soft codes overwrite if it has a bank, "aliased".
+        anchor_codes: of the loss, see `make_saat_update`.
         **attack_options: further keyword arguments of `make_inner_attack`.
     """
     options.check_numbers(
@@ -124,9 +126,10 @@ def make_minimax_update(
             code_bank = objectives.update_bank(old_bank, written, labels, index)
             new = dataclasses.replace(counted, params=objective_params)
             new = objectives.update_state(new, all_codes, labels, index, mask)
-            agreement = attacks.mean_loss(
-                adversarial_codes, anchors(batch["label"], code_bank), targeted=False
-            )
+            loss_codes = target_codes
+            if anchor_codes == "refreshed":
+                loss_codes = anchors(batch["label"], code_bank)
+            agreement = attacks.mean_loss(adversarial_codes, loss_codes, targeted=False)
             rough = objectives.quantization(adversarial_codes)
             rough *= adversarial_codes.shape[1] if quantization == "sum" else 1
             loss, metrics = weighted_loss(
@@ -176,7 +179,9 @@ def make_saat_update(
     quantization_weight: float = 1e-4,
     quantization: Literal["mean", "sum"] = "mean",
     bank: Literal["aliased", "sign"] = "aliased",
+    anchor_codes: Literal["refreshed", "once"] = "refreshed",
     attack_mode: AttackMode = "train",
+    random_start: bool = True,
     loss: str = "mean",
     weighting: mainstay.Weighting = "similarity",
     ties: mainstay.Ties = "positive",
@@ -201,8 +206,12 @@ def make_saat_update(
         bank: "aliased" as released: the objective's soft codes overwrite the rows of the
             code bank after each step, if it has a bank. "sign" keeps codes there, as the
             paper means.
+        anchor_codes: of the loss: those of the bank "refreshed" by the benign codes, as released;
+            or the mainstay codes made "once" a step, which the attack flees, as the paper has it.
         attack_mode: "train" as released: the inner attack runs with dropout and batch
             statistics, and feeds the running statistics. "eval" uses the latter.
+        random_start: whether the inner attack begins at a random point, as released, or at the
+            images, as in Eq. 15.
         loss: the inner attack's code loss.
         weighting: of `mainstay.mainstay_votes`.
         ties: of `mainstay.mainstay_codes`; "zero" as released.
@@ -219,6 +228,7 @@ def make_saat_update(
     """
     options.check_word("bank", bank, ("aliased", "sign"))
     options.check_word("quantization", quantization, ("mean", "sum"))
+    options.check_word("anchor_codes", anchor_codes, ("refreshed", "once"))
     mainstay.check_options(weighting=weighting, ties=ties)
 
     def anchors(labels: Array, code_bank: objectives.CodeBank) -> Array:
@@ -239,6 +249,8 @@ def make_saat_update(
         quantization_weight=quantization_weight,
         quantization=quantization,
         bank=bank,
+        anchor_codes=anchor_codes,
         attack_mode=attack_mode,
+        random_start=random_start,
         loss=loss,
     )

@@ -21,6 +21,8 @@ Batches = Iterable[Batch]
 
 # Of fewer entries chance alone may make a set of codes without a negative one.
 _MANY_ENTRIES = 64
+# How far rounding moves a number.
+_HALF_LEVEL = 0.5 / 255
 
 
 class Encoder(NamedTuple):
@@ -199,7 +201,7 @@ class _BatchAttack:
         self._program = settings.program(target_codes)
         self._compiled = {} if compiled is None else compiled
         self._warm = False
-        self._epsilon = settings.epsilon
+        self._ball = settings.epsilon, settings.norm
         self._target_codes = jax.tree.map(np.asarray, target_codes.codes)
         self._arrays = parallel.on_every_device(dict(target_codes.arrays))
         self._keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
@@ -237,9 +239,9 @@ class _BatchAttack:
         part = notes | {"codes": self._codes(crafted)[real], "row": batch["index"][real]}
         adversarial = np.asarray(crafted)
         part["seconds"] = np.array(time.perf_counter() - start)
-        _audit(image[real], adversarial[real], self._epsilon)
-        rounded = round_inside(adversarial, image, self._epsilon)
-        _audit(image[real], rounded[real] / np.float32(255), self._epsilon)
+        _audit(image[real], adversarial[real], *self._ball)
+        rounded = round_inside(adversarial, image, *self._ball)
+        _audit(image[real], rounded[real] / np.float32(255), *self._ball, rounded=True)
         part["rounded_codes"] = self._codes(rounded.astype(np.float32) / 255)[real]
         for name in filter(None, self._models):
             part[f"transferred/{name}"] = self._codes(crafted, name)[real]
@@ -314,27 +316,47 @@ def finished_parts(folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
 
 
 def round_inside(
-    adversarial: np.ndarray, images: np.ndarray, epsilon: float | np.ndarray | None
+    adversarial: np.ndarray,
+    images: np.ndarray,
+    epsilon: float | np.ndarray | None,
+    norm: str = "linf",
 ) -> np.ndarray:
-    """Rounds images to 8 bits without leaving the ball, by the nearest level inside it."""
+    """Rounds images to 8 bits without leaving the ball, by the nearest level inside it.
+
+    Of another norm than "linf" no number moves farther than it was, or than half a level: an image
+    that is not of 8 bits itself has no nearer one.
+    """
     levels = np.round(255 * adversarial)
     if epsilon is not None:
+        reach = epsilon
+        if norm != "linf":
+            reach = np.maximum(np.abs(adversarial - images), _HALF_LEVEL)
         # A level that float32 puts a hair outside counts as inside.
-        low = np.ceil(255 * (images - epsilon) - 1e-3)
-        high = np.floor(255 * (images + epsilon) + 1e-3)
+        low = np.ceil(255 * (images - reach) - 1e-3)
+        high = np.floor(255 * (images + reach) + 1e-3)
         # Where the ball holds no level at all, the audit tells.
         levels = np.clip(levels, low, np.maximum(low, high))
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def _audit(images: np.ndarray, adversarial: np.ndarray, epsilon: float | None) -> None:
+def _audit(
+    images: np.ndarray,
+    adversarial: np.ndarray,
+    epsilon: float | None,
+    norm: str,
+    *,
+    rounded: bool = False,
+) -> None:
     """Refuses images outside the ball or [0, 1]."""
     radius = np.inf if epsilon is None else epsilon
+    if rounded and norm != "linf":
+        radius += _HALF_LEVEL
+    change = float(np.max(attacks.NORMS[norm](adversarial - images), initial=0))
     # The width of float32 near 1, and of the levels that rounding counts as inside.
-    inside = np.abs(adversarial - images).max(initial=0) <= radius + 1e-5
+    inside = change <= radius + 1e-5
     in_range = adversarial.min(initial=0) >= 0 and adversarial.max(initial=1) <= 1
     if not (np.isfinite(adversarial).all() and inside and in_range):
         raise ArithmeticError(
             f"the attack left the ball of radius {radius:.6g} or the range [0, 1] (largest "
-            f"change {np.abs(adversarial - images).max():.6g}); its result is not reported"
+            f"change {change:.6g}); its result is not reported"
         )

@@ -352,7 +352,7 @@ class Attack:
 
 
 _STEPS = {"step_size": ..., "num_steps": ..., "loss": "focused", "anneal": False}
-_PGD = {**_STEPS, "direction": "sign", "random_start": True}
+_PGD = {**_STEPS, "direction": "sign", "random_start": True, "norm": "linf"}
 _MOMENTUM = {**_STEPS, "decay": 1.0}
 _ONLY_TARGETED = (True,)
 
@@ -448,6 +448,7 @@ ATTACKS: options.Choices[Attack] = options.Choices(
 _WORDS: dict[str, options.Choices[Any]] = {
     "loss": attacks.CODE_LOSSES,
     "direction": attacks.STEP_RULES,
+    "norm": attacks.NORMS,
     "weighting": options.Choices("weighting", dict.fromkeys(typing.get_args(mainstay.Weighting))),
     "ties": options.Choices("ties", dict.fromkeys(typing.get_args(mainstay.Ties))),
     "aim": AIMS,
@@ -515,6 +516,11 @@ class AttackSettings:
     def learned(self) -> str:
         """The name of the network trained for the attack, if it needs one."""
         return self.options.get("learned", self.attack)
+
+    @property
+    def norm(self) -> str:
+        """That of the ball, one of `attacks.NORMS`."""
+        return self.options.get("norm", "linf")
 
     @property
     def members(self) -> dict[str, "AttackSettings"]:

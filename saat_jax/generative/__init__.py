@@ -3,10 +3,16 @@
 The generator turns an image and the semantic vector of target labels into an image whose code
 is that of the labels; the discriminator tells real images from generated ones and names their
 labels. Both see *signed* images, in [-1, 1]; batches and the attack keep to [0, 1]. Semantic
-vectors and target codes are arrays of the batch: what made them is not known here.
+vectors and target codes are arrays of the batch, of a PrototypeNet that is trained before, as
+released; or PrototypeNet is trained along, as printed (`make_joint_update`).
 """
 
 from saat_jax.generative.attack import generate
+from saat_jax.generative.joint import (
+    JointState,
+    join_states,
+    make_joint_update,
+)
 from saat_jax.generative.losses import (
     HASH_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -40,6 +46,7 @@ __all__ = [
     "Discriminator",
     "GanState",
     "Generator",
+    "JointState",
     "LabelDecoder",
     "ResidualBlock",
     "SpectralConv",
@@ -50,8 +57,10 @@ __all__ = [
     "generate",
     "init_state",
     "instance_norm",
+    "join_states",
     "linear_hash_loss",
     "make_gan_update",
+    "make_joint_update",
     "mean_reconstruction",
     "power_iteration",
     "score_loss",

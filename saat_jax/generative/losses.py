@@ -1,6 +1,7 @@
 """Losses of generator and discriminator, one value per example."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ from saat_jax import options
 
 Array = jax.Array
 LossFn = Callable[[Array, Array], Array]
+Reduction = Literal["mean", "sum"]
 
 
-def score_loss(scores: Array, labels: Array, *, generated: bool) -> Array:
+def score_loss(
+    scores: Array, labels: Array, *, generated: bool, reduction: Reduction = "mean"
+) -> Array:
     """Mean squared distance of scores from what they should be. `[batch]`
 
     Args:
@@ -19,10 +23,12 @@ def score_loss(scores: Array, labels: Array, *, generated: bool) -> Array:
             class nodes.
         labels: `[batch, num_classes]` multi-hot float.
         generated: what the last score should say.
+        reduction: the "mean" over the scores as released, or their "sum", as in the paper.
 
     Raises:
-        ValueError: if the scores fit neither way.
+        ValueError: if the scores fit neither way, or the reduction is unknown.
     """
+    options.check_word("reduction", reduction, ("mean", "sum"))
     num_classes, num_scores = labels.shape[-1], scores.shape[-1]
     if num_scores not in (1, num_classes + 1):
         raise ValueError(
@@ -32,11 +38,16 @@ def score_loss(scores: Array, labels: Array, *, generated: bool) -> Array:
     squares = jnp.square(scores[:, -1:] - generated)
     if num_scores > 1:
         squares = jnp.append(jnp.square(scores[:, :-1] - labels), squares, axis=-1)
-    return jnp.mean(squares, axis=-1)
+    return (jnp.mean if reduction == "mean" else jnp.sum)(squares, axis=-1)
 
 
 def discriminator_loss(
-    real_scores: Array, generated_scores: Array, labels: Array, target_labels: Array
+    real_scores: Array,
+    generated_scores: Array,
+    labels: Array,
+    target_labels: Array,
+    *,
+    reduction: Reduction = "mean",
 ) -> Array:
     """The discriminator's loss. `[batch]`
 
@@ -45,12 +56,14 @@ def discriminator_loss(
         generated_scores: scores of the generated images.
         labels: `[batch, num_classes]` of the real images.
         target_labels: `[batch, num_classes]` that the generated images aim at.
+        reduction: as of `score_loss`.
 
     Reference:
         As released with ProS-GAN.
     """
-    real = score_loss(real_scores, labels, generated=False)
-    return 0.5 * (real + score_loss(generated_scores, target_labels, generated=True))
+    real = score_loss(real_scores, labels, generated=False, reduction=reduction)
+    generated = score_loss(generated_scores, target_labels, generated=True, reduction=reduction)
+    return 0.5 * (real + generated)
 
 
 def mean_reconstruction(generated: Array, images: Array) -> Array:

@@ -105,6 +105,7 @@ def make_gan_update(
     reconstruction: str = "mse",
     hash_loss: str = "linear",
     discriminator_every: int = 3,
+    reduction: losses.Reduction = "mean",
 ) -> Callable[..., tuple[GanState, Metrics]]:
     """Builds the update of ProS-GAN's second stage.
 
@@ -138,6 +139,7 @@ def make_gan_update(
         hash_loss: "linear", or "focused" as in the journal version.
         discriminator_every: steps between updates of the discriminator: 3 as released, 1 in
             the paper.
+        reduction: of rows and of scores: their "mean" as released, or their "sum" as in the paper.
 
     Returns:
         `update(state, batch, *, axis_name) -> (state, metrics)`; its metrics are the
@@ -151,38 +153,19 @@ def make_gan_update(
         ProS-GAN, Eq. 5 and Algorithm 1. Differs from the released code in the
         spectral norm, see `SpectralConv`.
     """
-    reconstruction_loss = losses.RECONSTRUCTION_LOSSES[reconstruction]
-    code_loss = losses.HASH_LOSSES[hash_loss]
-    options.check_numbers(
-        steps_per_epoch=steps_per_epoch,
-        discriminator_every=discriminator_every,
+    options.check_numbers(steps_per_epoch=steps_per_epoch, discriminator_every=discriminator_every)
+    generator_loss = make_generator_loss(
         reconstruction_weight=reconstruction_weight,
         hash_weight=hash_weight,
         adversarial_weight=adversarial_weight,
+        reconstruction=reconstruction,
+        hash_loss=hash_loss,
+        reduction=reduction,
     )
 
-    def generator_loss(
-        scores: Array, soft_codes: Array, generated: Array, images: Array, batch: Batch, share: Any
-    ) -> tuple[Array, Metrics]:
-        terms = {
-            "adversarial_loss": losses.score_loss(scores, batch["target_label"], generated=False),
-            "hash_loss": code_loss(soft_codes, batch["target_code"]),
-            "reconstruction_loss": reconstruction_loss(generated, images),
-        }
-        metrics = jax.tree.map(share, terms)
-        loss = (
-            adversarial_weight * metrics["adversarial_loss"]
-            + hash_weight * metrics["hash_loss"]
-            + reconstruction_weight * metrics["reconstruction_loss"]
-        )
-        return loss, {**metrics, "loss": loss}
-
     def update(state: GanState, batch: Batch, *, axis_name: str) -> tuple[GanState, Metrics]:
-        count = lax.psum(jnp.sum(batch["mask"]), axis_name)
+        share = share_of(batch["mask"], axis_name, reduction)
         images = 2 * batch["image"] - 1
-
-        def share(rows: Array) -> Array:
-            return jnp.sum(rows * batch["mask"]) / count
 
         def generate_batch(params: chex.ArrayTree) -> Array:
             made: Any = generator.apply({"params": params}, images, batch["semantics"])
@@ -191,10 +174,14 @@ def make_gan_update(
         generated, pull_back = jax.vjp(generate_batch, state.params["generator"])
 
         def discriminator_loss(params: chex.ArrayTree, spectral: Any) -> tuple[Array, Any]:
-            real_scores, moved = _discriminate(discriminator, params, spectral, images)
-            generated_scores, moved = _discriminate(discriminator, params, moved, generated)
+            real_scores, moved = discriminate(discriminator, params, spectral, images)
+            generated_scores, moved = discriminate(discriminator, params, moved, generated)
             rows = losses.discriminator_loss(
-                real_scores, generated_scores, batch["label"], batch["target_label"]
+                real_scores,
+                generated_scores,
+                batch["label"],
+                batch["target_label"],
+                reduction=reduction,
             )
             return share(rows), moved
 
@@ -203,7 +190,7 @@ def make_gan_update(
                 params, spectral
             )
             loss, gradients = lax.psum((loss, gradients), axis_name)
-            params, opt_state = _step(discriminator_optimizer, gradients, opt_state, params)
+            params, opt_state = take_step(discriminator_optimizer, gradients, opt_state, params)
             return params, moved, opt_state, loss
 
         judge, spectral, judge_opt_state, judge_loss = lax.cond(
@@ -217,7 +204,7 @@ def make_gan_update(
         )
 
         def loss_fn(generated: Array) -> tuple[Array, Any]:
-            scores, moved = _discriminate(discriminator, judge, spectral, generated)
+            scores, moved = discriminate(discriminator, judge, spectral, generated)
             soft_codes = encode_fn(state.hash_variables, (generated + 1) / 2, 1.0)
             loss, metrics = generator_loss(scores, soft_codes, generated, images, batch, share)
             return loss, (metrics, moved)
@@ -225,7 +212,7 @@ def make_gan_update(
         gradient, (metrics, spectral) = jax.grad(loss_fn, has_aux=True)(generated)
         metrics, (gradients,) = lax.psum((metrics, pull_back(gradient)), axis_name)
         before = state.opt_states["generator"], state.params["generator"]
-        params, opt_state = _step(generator_optimizer, gradients, *before)
+        params, opt_state = take_step(generator_optimizer, gradients, *before)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -239,7 +226,59 @@ def make_gan_update(
     return update
 
 
-def _discriminate(
+def make_generator_loss(
+    *,
+    reconstruction_weight: float,
+    hash_weight: float,
+    adversarial_weight: float,
+    reconstruction: str,
+    hash_loss: str,
+    reduction: losses.Reduction,
+) -> Callable[..., tuple[Array, Metrics]]:
+    """The generator's loss and its terms, of (scores, soft codes, generated, images, batch, share).
+
+    Args: those of `make_gan_update`.
+
+    Raises:
+        ValueError: if a loss is unknown or a weight negative.
+    """
+    reconstruction_loss = losses.RECONSTRUCTION_LOSSES[reconstruction]
+    code_loss = losses.HASH_LOSSES[hash_loss]
+    options.check_word("reduction", reduction, ("mean", "sum"))
+    options.check_numbers(
+        reconstruction_weight=reconstruction_weight,
+        hash_weight=hash_weight,
+        adversarial_weight=adversarial_weight,
+    )
+
+    def generator_loss(
+        scores: Array, soft_codes: Array, generated: Array, images: Array, batch: Batch, share: Any
+    ) -> tuple[Array, Metrics]:
+        terms = {
+            "adversarial_loss": losses.score_loss(
+                scores, batch["target_label"], generated=False, reduction=reduction
+            ),
+            "hash_loss": code_loss(soft_codes, batch["target_code"]),
+            "reconstruction_loss": reconstruction_loss(generated, images),
+        }
+        metrics = jax.tree.map(share, terms)
+        loss = (
+            adversarial_weight * metrics["adversarial_loss"]
+            + hash_weight * metrics["hash_loss"]
+            + reconstruction_weight * metrics["reconstruction_loss"]
+        )
+        return loss, {**metrics, "loss": loss}
+
+    return generator_loss
+
+
+def share_of(mask: Array, axis_name: str, reduction: losses.Reduction) -> Callable[[Array], Array]:
+    """What makes of `[rows]` losses a device's share of their mean, or sum, over all real rows."""
+    count = lax.psum(jnp.sum(mask), axis_name) if reduction == "mean" else 1
+    return lambda rows: jnp.sum(rows * mask) / count
+
+
+def discriminate(
     discriminator: Discriminator, params: chex.ArrayTree, spectral: chex.ArrayTree, images: Array
 ) -> tuple[Any, Any]:
     """The scores of images, and the singular vectors after them."""
@@ -248,7 +287,7 @@ def _discriminate(
     return scores, updated["spectral"]
 
 
-def _step(
+def take_step(
     optimizer: optax.GradientTransformation,
     gradients: chex.ArrayTree,
     opt_state: chex.ArrayTree,

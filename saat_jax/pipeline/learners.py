@@ -70,20 +70,10 @@ def _learn_prototypes(
         num_bits=run.config["model"]["num_bits"],
         num_classes=data.num_classes,
         hidden_width=stage["hidden_width"],
+        num_hidden=stage.get("num_hidden", 1),
     )
     num_steps = stage["num_epochs"] * stage["steps_per_epoch"]
-    identity = {
-        **run.identity,
-        "attacked": model.checkpoint.metadata["identity"],
-        "step": model.checkpoint.step,
-        "learned": decisive(stage),
-    }
-
-    def make_state(optimizer: Any) -> prototypes.PrototypeState:
-        codes = run.encode(model.encode_fn, model.variables, data.train)
-        bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(data.train.labels))
-        rng = jax.random.key(run.config["seed"])
-        return prototypes.init_prototype_state(net, optimizer, bank, rng)
+    identity = {**run.identity, **_attacked(model), "learned": decisive(stage)}
 
     train_stage(
         run,
@@ -93,7 +83,7 @@ def _learn_prototypes(
         make_update=lambda optimizer: prototypes.make_prototype_update(
             net, optimizer, **stage["options"]
         ),
-        make_state=make_state,
+        make_state=lambda optimizer: _first_prototypes(run, model, net, optimizer),
         batches_from=lambda step: prototypes.target_label_batches(
             data.database.labels,
             batch_size=stage["batch_size"],
@@ -107,6 +97,22 @@ def _learn_prototypes(
         metadata={"identity": identity},
     )
     return _PrototypeNet(net, _trained(folder).state["params"], identity)
+
+
+def _attacked(model: TrainedModel) -> Config:
+    """What made the model that a network is trained to attack."""
+    return {"attacked": model.checkpoint.metadata["identity"], "step": model.checkpoint.step}
+
+
+def _first_prototypes(
+    run: Run, model: TrainedModel, net: prototypes.ThaPrototypeNet, optimizer: Any
+) -> prototypes.PrototypeState:
+    """PrototypeNet before its first update, with the codes of the training images."""
+    train = run.data.train
+    codes = run.encode(model.encode_fn, model.variables, train)
+    bank = objectives.CodeBank(jax.numpy.asarray(codes), jax.numpy.asarray(train.labels))
+    rng = jax.random.key(run.config["seed"])
+    return prototypes.init_prototype_state(net, optimizer, bank, rng)
 
 
 def _trained(folder: pathlib.Path) -> checkpoints.Checkpoint:
@@ -126,15 +132,9 @@ def _learn_tha(run: Run, name: str, model: TrainedModel, section: str) -> evalua
     return evaluation.Learned(target_codes, identity)
 
 
-class _Targets(NamedTuple):
-    """The target labels that a generator's training may draw, and what PrototypeNet makes of them.
-
-    Named as the arrays of a batch.
-    """
-
-    target_label: np.ndarray
-    semantics: np.ndarray
-    target_code: np.ndarray
+# Of the target labels that a generator's training may draw, "target_label" and what else a batch
+# needs of them.
+_Targets = Mapping[str, np.ndarray]
 
 
 def _aimed_batches(
@@ -144,11 +144,11 @@ def _aimed_batches(
     for step, batch in enumerate(train_batches(run, stage, start_step), start_step):
         # Drawn for the images of the step, whichever process has them.
         rng = np.random.default_rng((run.config["seed"], step))
-        drawn: Any = rng.integers(len(targets.target_label), size=stage["batch_size"])
+        drawn: Any = rng.integers(len(targets["target_label"]), size=stage["batch_size"])
         share = len(batch["index"])
         # Whatever it is for the rows that fill the batch up.
         rows = np.resize(drawn, share * jax.process_count())[jax.process_index() * share :][:share]
-        yield batch | {name: values[rows] for name, values in targets._asdict().items()}
+        yield batch | {name: values[rows] for name, values in targets.items()}
 
 
 def _scaled(encode_fn: networks.EncodeFn, scale: Any) -> networks.EncodeFn:
@@ -161,7 +161,8 @@ def _make_sampler(
     encode_fn: networks.EncodeFn,
     variables: Any,
     generator: generative.Generator,
-    targets: _Targets,
+    targets: np.ndarray,
+    known: Callable[[Any], _PrototypeNet],
     folder: pathlib.Path,
 ) -> Callable[[generative.GanState], dict[str, float]]:
     """What measures a generator on a few queries, and leaves a picture of them in a folder."""
@@ -185,15 +186,16 @@ def _make_sampler(
         rows = np.arange(min(8, len(run.data.query)))
         images = run.load_images(run.data.query, rows)
         rng = np.random.default_rng(run.config["seed"])
-        chosen = rng.integers(len(targets.target_label), size=len(rows))
-        generated = generate(state.params["generator"], images, targets.semantics[chosen])
+        chosen = targets[rng.integers(len(targets), size=len(rows))]
+        semantics, codes = known(state.params).semantics_and_codes(chosen)
+        generated = generate(state.params["generator"], images, semantics)
         generated = np.asarray(generated)
         if jax.process_index() == 0:
             change = np.clip(0.5 + 8 * (generated - images), 0, 1)
             save_grid(folder / f"step_{int(state.step):07d}.png", [images, generated, change])
         soft_codes = np.asarray(encode(variables, generated, 1.0))
         return {
-            "sample_agreement": float(np.mean(np.sign(soft_codes) * targets.target_code[chosen])),
+            "sample_agreement": float(np.mean(np.sign(soft_codes) * codes)),
             "sample_rms": float(np.sqrt(np.mean(np.square(generated - images)))),
         }
 
@@ -207,57 +209,66 @@ def save_grid(path: pathlib.Path, rows: list[np.ndarray]) -> None:
 
 
 def _learn_prosgan(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
-    """PrototypeNet first, then generator and discriminator."""
+    """PrototypeNet first, then generator and discriminator; or, as printed, all three together."""
     stage, data = run.config["learned"][section], run.data
-    prototype_net = _learn_prototypes(run, name, model, "prosgan_prototypes", "prosgan")
     encode_fn, variables, found = model
     if stage["training_scale"]:
         encode_fn = _scaled(encode_fn, found.state["objective"]["scale"])
     folder = run.workdir / "learned" / name / section
-    generator, discriminator = parts.make_gan(stage, data.num_classes)
+    nets = parts.make_gan(stage, data.num_classes)
+    joint_net = parts.make_joint_net(stage, run.config["model"]["num_bits"], data.num_classes)
     steps_per_epoch = datasets.steps_per_epoch(data.train, stage["batch_size"])
     discriminator_optimizer = parts.make_discriminator_optimizer(stage, steps_per_epoch)
-    identity = {
-        **run.identity,
-        "prototypes": prototype_net.identity,
-        "learned": decisive(stage),
-    }
     labels = np.unique(data.database.labels, axis=0).astype(np.float32)
-    targets = _Targets(labels, *prototype_net.semantics_and_codes(labels))
-    train_stage(
-        run,
-        folder,
-        stage,
-        steps_per_epoch=steps_per_epoch,
-        make_update=lambda optimizer: generative.make_gan_update(
-            generator,
-            discriminator,
-            encode_fn,
-            optimizer,
-            discriminator_optimizer,
-            steps_per_epoch=steps_per_epoch,
-            **stage["options"],
-        ),
-        make_state=lambda optimizer: generative.init_state(
-            generator,
-            discriminator,
+    targets = {"target_label": labels}
+    identity = {**run.identity, "learned": decisive(stage)}
+    if joint_net:
+        identity |= _attacked(model)
+    else:
+        learned = _learn_prototypes(run, name, model, "prosgan_prototypes", "prosgan")
+        identity["prototypes"] = learned.identity
+        semantics, codes = learned.semantics_and_codes(labels)
+        targets |= {"semantics": semantics, "target_code": codes}
+
+    def known(params: Any) -> _PrototypeNet:
+        return _PrototypeNet(joint_net, params["prototypes"], {}) if joint_net else learned
+
+    def make_state(optimizer: Any) -> generative.GanState:
+        state = generative.init_state(
+            *nets,
             optimizer,
             discriminator_optimizer,
             variables,
             jax.random.key(run.config["seed"]),
             image_size=data.image_size,
+        )
+        if joint_net is None:
+            return state
+        return generative.join_states(state, _first_prototypes(run, model, joint_net, optimizer))
+
+    train_stage(
+        run,
+        folder,
+        stage,
+        steps_per_epoch=steps_per_epoch,
+        make_update=lambda optimizer: parts.make_gan_update(
+            stage, nets, joint_net, encode_fn, (optimizer, discriminator_optimizer), steps_per_epoch
         ),
+        make_state=make_state,
         batches_from=lambda step: _aimed_batches(run, stage, targets, step),
         metadata={"identity": identity},
-        evaluate=_make_sampler(run, encode_fn, variables, generator, targets, folder / "samples"),
+        evaluate=_make_sampler(
+            run, encode_fn, variables, nets[0], labels, known, folder / "samples"
+        ),
     )
-    params = jax.device_put(_trained(folder).state["params"]["generator"])
+    trained = _trained(folder).state["params"]
+    params = jax.device_put(trained["generator"])
 
     def target_codes(labels: np.ndarray, targeted: bool) -> evaluation.TargetCodes:
         return evaluation.TargetCodes(
-            *prototype_net.semantics_and_codes(labels),
+            *known(trained).semantics_and_codes(labels),
             {"generator_params": params},
-            {"generator": generator},
+            {"generator": nets[0]},
         )
 
     return evaluation.Learned(target_codes, identity)

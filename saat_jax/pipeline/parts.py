@@ -1,7 +1,7 @@
 """What the sections of a config describe: networks, schedules, optimizers, data."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from saat_jax import datasets, generative, networks, objectives, optimizers
+from saat_jax import datasets, generative, networks, objectives, optimizers, prototypes
 
 # Plain nested dicts, as `configs/` make them.
 Config = dict[str, Any]
@@ -83,10 +83,58 @@ def _no_codes(variables: Any, images: jax.Array, alpha: Any) -> jax.Array:
     raise NotImplementedError("an update that is made is not run")
 
 
-def check_gan(stage: Config, data: datasets.Dataset) -> None:
+def make_joint_net(
+    stage: Config, num_bits: int, num_classes: int
+) -> prototypes.ProsganPrototypeNet | None:
+    """The PrototypeNet that a section of config.learned trains together with its generator, by its
+    part `prototypes`; None if it has none.
+    """
+    if "prototypes" not in stage:
+        return None
+    sizes = {name: size for name, size in stage["prototypes"].items() if name != "options"}
+    net: Any = prototypes.create_prototype_net(
+        "prosgan", num_bits=num_bits, num_classes=num_classes, **sizes
+    )
+    return net
+
+
+def make_gan_update(
+    stage: Config,
+    nets: tuple[generative.Generator, generative.Discriminator],
+    joint_net: prototypes.ProsganPrototypeNet | None,
+    encode_fn: networks.EncodeFn,
+    pair: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    steps_per_epoch: int,
+) -> Callable[..., Any]:
+    """The update of generator and discriminator, and of the PrototypeNet between them, if any.
+
+    Raises:
+        ValueError: if a loss is unknown or a number out of its range.
+    """
+    given = dict(stage["options"])
+    if joint_net is None:
+        return generative.make_gan_update(
+            *nets, encode_fn, *pair, steps_per_epoch=steps_per_epoch, **given
+        )
+    if (every := given.pop("discriminator_every")) != 1:
+        raise ValueError(
+            "options.discriminator_every must be 1 where prototypes are trained with the "
+            f"generator, got {every}"
+        )
+    # PrototypeNet's is the generator's too: the paper has one learning rate.
+    by_name = dict(zip(("prototypes", "generator", "discriminator"), (pair[0], *pair), strict=True))
+    prototype_options = stage["prototypes"]["options"]
+    return generative.make_joint_update(
+        *nets, joint_net, encode_fn, by_name, prototype_options=prototype_options, **given
+    )
+
+
+def check_gan(stage: Config, data: datasets.Dataset, num_bits: int) -> None:
     """Makes what ProS-GAN's training is made of, but for its numbers, or raises a ValueError."""
     nets, (_, optimizer) = make_gan(stage, data.num_classes), make_optimizer(stage, 1, 1)
     pair = optimizer, optimizer
-    generative.make_gan_update(*nets, _no_codes, *pair, steps_per_epoch=1, **stage["options"])
+    make_gan_update(
+        stage, nets, make_joint_net(stage, num_bits, data.num_classes), _no_codes, pair, 1
+    )
     first: Any = functools.partial(generative.init_state, image_size=data.image_size)
     jax.eval_shape(lambda rng: first(*nets, *pair, {}, rng), jax.random.key(0))

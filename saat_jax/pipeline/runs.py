@@ -104,7 +104,7 @@ class Run:
         for name, kind in settings.learners.items():
             if kind == "prosgan":
                 with options.naming(f"learned.{name}"):
-                    parts.check_gan(config["learned"][name], data)
+                    parts.check_gan(config["learned"][name], data, config["model"]["num_bits"])
 
     # The fingerprint reads every pixel held in memory: once is enough.
     @functools.cached_property

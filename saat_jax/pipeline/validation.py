@@ -24,7 +24,7 @@ from saat_jax.pipeline import parts
 from saat_jax.pipeline.parts import Config
 
 # Attacks for which networks are trained, by sections of config.learned: that of the attack's name
-# or of its option `learned`, and these.
+# or of its option `learned`, and these unless it trains them itself.
 LEARNERS: dict[str, tuple[str, ...]] = {"tha": (), "prosgan": ("prosgan_prototypes",)}
 
 
@@ -120,21 +120,25 @@ _TRAINING = {
     "checkpoint_every": options.number,
 }
 _HASHING = _TRAINING | {"augment?": bool, "evaluate_every?": options.number}
-_PROTOTYPES = _TRAINING | {
-    "steps_per_epoch": options.number,
+_REDUCTIONS = _words("reduction", "mean", "sum")
+_PROTOTYPE_NET = {
     "hidden_width": options.number,
+    "num_hidden?": options.number,
     "options": {
         "pairs": _words("pairs", "circle", "likelihood"),
         "softplus?": bool,
-        "reduction?": _words("reduction", "mean", "sum"),
+        "reduction?": _REDUCTIONS,
     },
 }
+_PROTOTYPES = _TRAINING | _PROTOTYPE_NET | {"steps_per_epoch": options.number}
 _PROSGAN = _TRAINING | {
     "evaluate_every?": options.number,
     "base_width": options.number,
     "class_nodes": bool,
     "sigmoid": bool,
     "training_scale": bool,
+    # Trained with the generator, instead of before it.
+    "prototypes?": _PROTOTYPE_NET,
     "options": {
         "reconstruction_weight": options.number,
         "hash_weight?": options.number,
@@ -142,6 +146,7 @@ _PROSGAN = _TRAINING | {
         "reconstruction?": generative.RECONSTRUCTION_LOSSES,
         "hash_loss?": generative.HASH_LOSSES,
         "discriminator_every": options.number,
+        "reduction?": _REDUCTIONS,
     },
 }
 
@@ -241,7 +246,8 @@ class Settings(NamedTuple):
         found: dict[str, str] = {}
         for attack in evaluation.all_members(self.suite):
             if attack.attack in LEARNERS:
-                helpers = LEARNERS[attack.attack]
+                stage = self.config["learned"].get(attack.learned, {})
+                helpers = () if "prototypes" in stage else LEARNERS[attack.attack]
                 found |= dict.fromkeys(helpers, "prototypes") | {attack.learned: attack.attack}
         if absent := [section for section in found if section not in self.config["learned"]]:
             raise ValueError(

@@ -112,11 +112,16 @@ def query_label(record: Record) -> str:
 
 
 def epsilon_text(record: Record) -> str:
-    """Writes the radius of an attack's ball: "8/255", "none", or "-" if there is no attack."""
+    """Writes the radius of an attack's ball: "8/255", of another norm than "linf" "8/255 l2";
+    "none", or "-" if there is no attack.
+    """
     settings = settings_of(record)
     if "epsilon" not in settings:
         return "-"
-    return "none" if settings["epsilon"] is None else f"{255 * settings['epsilon']:.3g}/255"
+    if settings["epsilon"] is None:
+        return "none"
+    norm = settings.get("norm", "linf")
+    return f"{255 * settings['epsilon']:.3g}/255" + f" {norm}" * (norm != "linf")
 
 
 def by_metric(records: Sequence[Record]) -> dict[str, list[tuple[str, Record]]]:
@@ -202,7 +207,8 @@ def most_steps(records: Sequence[Record]) -> list[Record]:
 
 
 def strongest(records: Sequence[Record]) -> list[Strongest]:
-    """Finds the strongest attacks of each model and ball; those without a ball do not count.
+    """Finds the strongest attacks of each model and ball; those without a ball, or with one of
+    another norm than "linf", do not count.
 
     Balls that hold the same 8-bit images are one: SAAT's P2P and DHTA have a radius of 0.032,
     its other attacks one of 8 / 255.
@@ -211,7 +217,8 @@ def strongest(records: Sequence[Record]) -> list[Strongest]:
     for record in records:
         epsilon = settings_of(record).get("epsilon")
         key = "t_map" if record["targeted"] else "map"
-        if epsilon is not None and key in record["metrics"]:
+        norm = settings_of(record).get("norm", "linf")
+        if epsilon is not None and norm == "linf" and key in record["metrics"]:
             levels = math.floor(255 * epsilon + 1e-3) or round(255 * epsilon, 3)
             ball = balls.setdefault((record["model"], levels), {})
             ball.setdefault(key, []).append(record)
