@@ -40,10 +40,9 @@ class JointState(GanState):
 
 def join_states(gan: GanState, net: prototypes.PrototypeState) -> JointState:
     """The state before the first joint update, from those of both networks' own training."""
-    parts = {name: getattr(gan, name) for name in (f.name for f in dataclasses.fields(gan))}
-    parts["params"] = {**gan.params, "prototypes": net.params}
-    parts["opt_states"] = {**gan.opt_states, "prototypes": net.opt_state}
-    return JointState(**parts, bank=net.bank)
+    params = {**gan.params, "prototypes": net.params}
+    opt_states = {**gan.opt_states, "prototypes": net.opt_state}
+    return JointState(**{**vars(gan), "params": params, "opt_states": opt_states}, bank=net.bank)
 
 
 def make_joint_update(
@@ -139,10 +138,8 @@ def make_joint_update(
             # The circle loss ties all rows together.
             labels, mask = lax.all_gather((target_labels, batch["mask"]), axis_name, tiled=True)
             output: Any = net.apply({"params": params}, labels)
-            loss = prototypes.prototype_loss(output, labels, state.bank, mask, **prototype_options)[
-                "loss"
-            ]
-            return loss, loss
+            terms = prototypes.prototype_loss(output, labels, state.bank, mask, **prototype_options)
+            return terms["loss"], terms["loss"]
 
         params, opt_states = dict(state.params), dict(state.opt_states)
 
