@@ -606,7 +606,7 @@ def test_directions_match_reference(direction):
 
 
 def test_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match=r"unknown direction 'l2'.*'raw', 'sign', 'unit'"):
+    with pytest.raises(ValueError, match=r"unknown direction 'l2'.*'raw', 'sign', .*'unit'"):
         _pgd(_tiny_problem(), direction="l2")
 
 
