@@ -269,7 +269,7 @@ def test_a_generator_as_printed_is_learned_with_its_prototypes(smoke, monkeypatc
     assert record["metrics"].keys() >= {"t_map", "theory_t_map"}
     capfd.readouterr()
     pipeline.run(config.to_dict() | changes, workdir)
-    assert "prosgan_paper: trained already, 6 steps" in capfd.readouterr().out
+    assert "prosgan_paper: trained already, 8 steps" in capfd.readouterr().out
     learned["prosgan_paper"]["options"]["discriminator_every"] = 3
     with pytest.raises(ValueError, match="discriminator_every must be 1 where prototypes are"):
         pipeline.run(config.to_dict() | changes, workdir)
