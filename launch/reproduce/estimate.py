@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from launch.reproduce import sets
 from launch.reproduce.grid import GridModel
 from launch.reproduce.plan import Job, PlanItem, attacks_of, is_done
 from saat_jax import datasets, generative, networks
-from saat_jax.pipeline.parts import Config, load_data, make_network
+from saat_jax.pipeline.parts import Config, make_network
 
 # Images of one measured step, and read to measure that.
 _NUM_PASSED, _NUM_READ = 8, 32
@@ -40,7 +41,8 @@ def _work(job: Job, item: PlanItem, model: GridModel) -> Work:
 
     A gradient by the images costs two forward passes, by the parameters three.
     """
-    config = job.config(model, item.seed, [item.form] * (item.action == "harden"), ())
+    forms = [item.form] * (item.action == "harden")
+    config = job.config(model, item.seed, forms, attacks_of([item]))
     base_width = config["learned"]["prosgan"]["base_width"]
     forward = _flops(_body(config), config["data"]["image_size"])
     sizes = job.sizes(model)
@@ -53,7 +55,7 @@ def _work(job: Job, item: PlanItem, model: GridModel) -> Work:
         reads = sizes.train * stage["num_epochs"]
         return Work(forward * (per_image * reads + times * judged), reads + times * judged)
     total, reads = forward * (judged + sizes.train), judged + sizes.train
-    for settings in job.config(model, item.seed, attacks=attacks_of([item]))["attacks"].values():
+    for settings in config["attacks"].values():
         total += forward * sizes.query * (2 * settings.get("num_steps", 0) + 1)
         reads += sizes.query
         if settings["attack"] == "prosgan":
@@ -109,9 +111,8 @@ def _flops_per_second(model: str, size: int) -> float:
 
 
 @functools.cache
-def _reads_per_second(config: str) -> float:
+def _reads_per_second(data: datasets.Dataset) -> float:
     """How fast one thread of this machine reads images of some data; infinite from memory."""
-    data = load_data(json.loads(config))
     split = data.database
     if split.images is not None:
         return float("inf")
@@ -129,16 +130,8 @@ def _hours(job: Job, item: PlanItem, teraflops: float | None) -> float:
         speed = 1e12 * (teraflops or 0) or _flops_per_second(_body(config), size)
         seconds += work.flops / speed
         if job.small or job.root(model):
-            seconds += work.reads / _reads_per_second(json.dumps(_undecoded(config)))
+            seconds += work.reads / _reads_per_second(sets.load_undecoded(config))
     return seconds / 3600
-
-
-def _undecoded(config: Config) -> Config:
-    data = config["data"]
-    return {
-        "data": data | {"decode": False} if "decode" in data else data,
-        "seed": config["seed"],
-    }
 
 
 def show_plan(job: Job, items: Sequence[PlanItem], *, teraflops: float | None) -> str:

@@ -80,8 +80,7 @@ class Job:
         """
         if not self.small and not self.root(model):
             return sets.PUBLISHED[model.paper, model.dataset]
-        config = self.config(model, self.seeds[0])
-        found = sets.sizes_of(config["data"], config["seed"])
+        found = sets.sizes_of(self.config(model, self.seeds[0]))
         other = "" if self.small else sets.difference(model.paper, model.dataset, found)
         if other and not self.any_lists:
             raise ValueError(
@@ -116,9 +115,9 @@ class Job:
         Raises:
             ValueError: if it has no such setting as one of the command.
         """
-        names = {*forms, *attacks}
+        names, swept = {*forms, *attacks}, cells.swept()
         for name in self.settings:
-            if varied := names.intersection(cells.swept().get(name, ())):
+            if varied := names.intersection(swept.get(name, ())):
                 raise ValueError(
                     f"--set {name} is what a table or figure varies, by {', '.join(sorted(varied))}"
                     "; leave it out, or that table"

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import json
-from typing import Any
 
 import numpy as np
 
 from saat_jax import datasets
+from saat_jax.pipeline.parts import Config, load_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +45,24 @@ PUBLISHED = {
 }
 
 
-def sizes_of(data: dict[str, Any], seed: int) -> Sizes:
-    """The sizes of the data of a config, whose images are not decoded.
-
-    Args:
-        data: the config's section.
-        seed: the config's.
+def load_undecoded(config: Config) -> datasets.Dataset:
+    """The data of a config, of which no image is decoded; each is read once.
 
     Raises:
         ValueError: if the lists are not sound.
     """
-    return _read(json.dumps(data | {"decode": False} if "decode" in data else data), seed)
+    data = config["data"]
+    return _load(json.dumps(data | {"decode": False} if "decode" in data else data), config["seed"])
 
 
 @functools.cache
-def _read(data: str, seed: int) -> Sizes:
-    found = datasets.load_dataset(**json.loads(data), seed=seed)
+def _load(data: str, seed: int) -> datasets.Dataset:
+    return load_data({"data": json.loads(data), "seed": seed})
+
+
+def sizes_of(config: Config) -> Sizes:
+    """The sizes of the data of a config; raises as `load_undecoded`."""
+    found = load_undecoded(config)
     return Sizes(
         len(found.query),
         len(found.database),

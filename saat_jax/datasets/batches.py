@@ -77,14 +77,13 @@ def train_batches(
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for epoch in range(start_step // num_steps, num_epochs):
             rng = np.random.default_rng((seed, epoch))
-            order = _pad(rng.permutation(len(split)), batch_size)
-            draws = rng.random((*order.shape, 3), np.float32)
-            order = np.pad(order, ((0, 0), (0, padding)), constant_values=len(split))
+            order = _pad(rng.permutation(len(split)), batch_size, padding)
+            draws = rng.random((num_steps, batch_size, 3), np.float32)
             draws = np.pad(draws, ((0, 0), (0, padding), (0, 0)))
             for step in range(max(start_step - epoch * num_steps, 0), num_steps):
                 yield order[step, share], draws[step, share]
 
-    size = (batch_size + padding) // process_count
+    size = share.stop - share.start
     return _read(
         split, rows, size, _by_tf_data, image_size=image_size, resize=resize, augment=augment
     )
@@ -106,12 +105,10 @@ def eval_batches(
     share = _share(split, batch_size + padding, process_index, process_count)
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        order = _pad(np.arange(len(split)), batch_size)
-        order = np.pad(order, ((0, 0), (0, padding)), constant_values=len(split))
-        for index in order[start_step:, share]:
+        for index in _pad(np.arange(len(split)), batch_size, padding)[start_step:, share]:
             yield index, np.empty((len(index), 3), np.float32)
 
-    size = (batch_size + padding) // process_count
+    size = share.stop - share.start
     return _read(split, rows, size, _in_threads, image_size=image_size, resize=resize)
 
 
@@ -133,10 +130,11 @@ def _share(split: Split, batch_size: int, process_index: int, process_count: int
     return slice(process_index * size, (process_index + 1) * size)
 
 
-def _pad(order: np.ndarray, batch_size: int) -> np.ndarray:
-    """Cuts an order of rows into [steps, batch_size] int32, padded with the number of rows."""
-    padding = np.full(-len(order) % batch_size, len(order))
-    return np.concatenate([order, padding]).astype(np.int32).reshape(-1, batch_size)
+def _pad(order: np.ndarray, batch_size: int, padding: int) -> np.ndarray:
+    """Cuts an order of rows into [steps, batch_size + padding] int32, padded with their number."""
+    missing = np.full(-len(order) % batch_size, len(order))
+    batches = np.concatenate([order, missing]).astype(np.int32).reshape(-1, batch_size)
+    return np.pad(batches, ((0, 0), (0, padding)), constant_values=len(order))
 
 
 def _read(

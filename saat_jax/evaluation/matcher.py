@@ -174,7 +174,12 @@ class Matcher:
     def _num_wanted(self) -> int:
         """No task has more."""
         victims = min(max(number for _, number in TASKS.values()), len(self.listed) - 1)
-        return max(victims, int(np.bincount(self.groups).max()))
+        return max(victims, *map(len, self._alike.values()))
+
+    @functools.cached_property
+    def _alike(self) -> dict[int, np.ndarray]:
+        """Of each attacked photo, the rows of its group."""
+        return {row: np.flatnonzero(self.groups == self.groups[row]) for row in self.rows.tolist()}
 
     @functools.cached_property
     def _database(self) -> Array | None:
@@ -187,16 +192,18 @@ class Matcher:
         photo itself or a near-duplicate. Photos that match theirs already are left out.
         """
         rows, (wants_match, num_wanted) = self.rows, TASKS[name]
-        alike = {row: np.flatnonzero(self.groups == self.groups[row]) for row in rows.tolist()}
-        largest = max(map(len, alike.values()))
+        largest = max(map(len, self._alike.values()))
         if not wants_match:
             # The photo itself first; of smaller groups some are said twice.
-            own = [np.resize([row, *found[found != row]], largest) for row, found in alike.items()]
+            own = [
+                np.resize([row, *found[found != row]], largest)
+                for row, found in self._alike.items()
+            ]
             return Task(name, rows, np.stack(own))
         num_wanted = min(num_wanted, len(self.listed) - largest)
         rng = np.random.default_rng(self.seed)
         wanted = np.empty((len(rows), num_wanted), int)
-        for place, (row, found) in enumerate(alike.items()):
+        for place, (row, found) in enumerate(self._alike.items()):
             if name == "collide":
                 order = rng.permutation(len(self.listed))
             else:

@@ -17,6 +17,7 @@ from saat_jax.generative.models import Discriminator, Generator
 from saat_jax.generative.update import (
     GanState,
     discriminate,
+    loss_of_discriminator,
     make_generator_loss,
     share_of,
     take_step,
@@ -166,16 +167,9 @@ def make_joint_update(
         move("generator", gradients)
         generated = generate(params["generator"], semantics)
 
-        def loss_of_discriminator(params: chex.ArrayTree, spectral: Any) -> tuple[Array, Any]:
-            real_scores, moved = discriminate(discriminator, params, spectral, images)
-            scores, moved = discriminate(discriminator, params, moved, generated)
-            rows = losses.discriminator_loss(
-                real_scores, scores, batch["label"], target_labels, reduction=reduction
-            )
-            return share(rows), (share(rows), moved)
-
-        gradients, (loss, spectral) = jax.grad(loss_of_discriminator, has_aux=True)(
-            params["discriminator"], spectral
+        (loss, spectral), gradients = jax.value_and_grad(loss_of_discriminator, has_aux=True)(
+            params["discriminator"],
+            *(spectral, discriminator, images, generated, batch, share, reduction),
         )
         loss, gradients = lax.psum((loss, gradients), axis_name)
         move("discriminator", gradients)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from saat_jax import networks, options
+from saat_jax import networks, options, parallel
 from saat_jax.generative import losses
 from saat_jax.generative.models import Discriminator, Generator
 
@@ -173,21 +173,9 @@ def make_gan_update(
 
         generated, pull_back = jax.vjp(generate_batch, state.params["generator"])
 
-        def discriminator_loss(params: chex.ArrayTree, spectral: Any) -> tuple[Array, Any]:
-            real_scores, moved = discriminate(discriminator, params, spectral, images)
-            generated_scores, moved = discriminate(discriminator, params, moved, generated)
-            rows = losses.discriminator_loss(
-                real_scores,
-                generated_scores,
-                batch["label"],
-                batch["target_label"],
-                reduction=reduction,
-            )
-            return share(rows), moved
-
         def train_discriminator(params: Any, spectral: Any, opt_state: Any, _: Array) -> Any:
-            (loss, moved), gradients = jax.value_and_grad(discriminator_loss, has_aux=True)(
-                params, spectral
+            (loss, moved), gradients = jax.value_and_grad(loss_of_discriminator, has_aux=True)(
+                params, spectral, discriminator, images, generated, batch, share, reduction
             )
             loss, gradients = lax.psum((loss, gradients), axis_name)
             params, opt_state = take_step(discriminator_optimizer, gradients, opt_state, params)
@@ -274,8 +262,9 @@ def make_generator_loss(
 
 def share_of(mask: Array, axis_name: str, reduction: losses.Reduction) -> Callable[[Array], Array]:
     """What makes of `[rows]` losses a device's share of their mean, or sum, over all real rows."""
-    count = lax.psum(jnp.sum(mask), axis_name) if reduction == "mean" else 1
-    return lambda rows: jnp.sum(rows * mask) / count
+    if reduction == "mean":
+        return parallel.mean_shares(mask, axis_name)
+    return lambda rows: jnp.sum(rows * mask)
 
 
 def discriminate(
@@ -285,6 +274,25 @@ def discriminate(
     variables = {"params": params, "spectral": spectral}
     scores, updated = discriminator.apply(variables, images, mutable=["spectral"])
     return scores, updated["spectral"]
+
+
+def loss_of_discriminator(
+    params: chex.ArrayTree,
+    spectral: chex.ArrayTree,
+    discriminator: Discriminator,
+    images: Array,
+    generated: Array,
+    batch: Batch,
+    share: Callable[[Array], Array],
+    reduction: losses.Reduction,
+) -> tuple[Array, chex.ArrayTree]:
+    """A device's share of the discriminator's loss, and the singular vectors after it."""
+    real_scores, moved = discriminate(discriminator, params, spectral, images)
+    generated_scores, moved = discriminate(discriminator, params, moved, generated)
+    rows = losses.discriminator_loss(
+        real_scores, generated_scores, batch["label"], batch["target_label"], reduction=reduction
+    )
+    return share(rows), moved
 
 
 def take_step(
