@@ -51,7 +51,13 @@ _REMAP = {
 _OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
-_NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
+_VITS = (
+    "vit_tiny16",
+    *(f"vit_{size}" for size in ("s16", "b16", "b32")),
+    *(f"vit_{size}14_dinov2{suffix}" for size in "sb" for suffix in ("", "_registers")),
+    *("vit_b16_clip", "vit_b32_clip", "vit_b16_siglip"),
+)
+_NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS, *_VITS)
 # What their objectives differ in; see common.PROTOCOLS for the rest.
 _OBJECTIVE_OPTIONS: dict[str, dict[str, Any]] = {
     # None is 10 / num_bits.

@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 PATH = pathlib.Path(__file__).parent / "data" / "vit.npz"
@@ -207,6 +208,53 @@ def main() -> None:
     print(f"{PATH}: {PATH.stat().st_size:,} bytes")
 
 
+def full() -> None:
+    """Prints the largest difference of whole networks, of the originals' random weights."""
+    import timm
+    import torch
+    import transformers as hf
+
+    from saat_jax import networks
+
+    def dino(kind: Any, config: Any) -> Any:
+        return kind(config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14))
+
+    originals = {
+        "vit_s16": (timm.create_model("vit_small_patch16_224", num_classes=0), lambda m, x: m(x)),
+        "vit_s14_dinov2_registers": (
+            dino(hf.Dinov2WithRegistersModel, hf.Dinov2WithRegistersConfig),
+            lambda m, x: m(pixel_values=x).pooler_output,
+        ),
+        "vit_s14_dinov2": (
+            dino(hf.Dinov2Model, hf.Dinov2Config),
+            lambda m, x: m(pixel_values=x).pooler_output,
+        ),
+        "vit_b32_clip": (
+            hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig()),
+            lambda m, x: m(pixel_values=x).image_embeds,
+        ),
+        "vit_b16_siglip": (
+            hf.SiglipVisionModel(hf.SiglipVisionConfig()),
+            lambda m, x: m(pixel_values=x).pooler_output,
+        ),
+    }
+    pixels = images(224, 224)
+    for name, (model, run) in originals.items():
+        model.eval()
+        # Of their own initial values a network's positions and registers are all but zero.
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for tensor in model.parameters():
+                tensor.add_(0.02 * torch.randn_like(tensor))
+            expected = run(model, torch.from_numpy(pixels.transpose(0, 3, 1, 2))).numpy()
+        net = networks.create_network(name, num_bits=8, input_norm=False)
+        variables = networks.init_variables(net, jax.random.key(0), image_size=224)
+        variables, report = networks.load_torch_weights(variables, model.state_dict())
+        assert set(report.left_random) == {"hash_layer.weight", "hash_layer.bias"}, report
+        actual = np.asarray(jax.jit(networks.make_features_fn(net))(variables, pixels))
+        error, scale = np.abs(actual - expected).max(), np.abs(expected).max()
+        print(f"{name}: largest difference {error:.2e} of {scale:.3g}, {error / scale:.1e}")
+
+
 if __name__ == "__main__":
-    assert sys.argv[1:] == [], "takes no arguments"
-    main()
+    {(): main, ("--full",): full}[tuple(sys.argv[1:])]()

@@ -1,7 +1,8 @@
 """Hash networks: images in [0, 1] in, soft codes `tanh(alpha * f(x))` out.
 
-`layers` holds what networks are made of, `backbones` and `transformers` the networks, `weights` the
-way from PyTorch and back, `heads` hash layers that need no training. Knows nothing of labels, objectives or attacks.
+`layers` holds what networks are made of, `backbones` and `transformers` the networks, `weights`
+the way from PyTorch and back, `heads` hash layers that need no training. Knows nothing of labels,
+objectives or attacks.
 """
 
 import math
@@ -134,7 +135,6 @@ _CHOICES = {
     "activation": tuple(transformers.ACTIVATIONS),
     "statistics": tuple(STATISTICS),
     "interpolation": transformers.INTERPOLATIONS,
-    "attention": transformers.ATTENTIONS,
 }
 
 
@@ -243,7 +243,7 @@ def model_card(name: str, *, num_bits: int, image_size: int = 224) -> dict[str, 
     Returns:
         "network", "num_bits" and "image_size" as given; "parameters", and of them
         "backbone_parameters" outside the hash layer; "flops" of encoding one image, two for
-        each multiplication and its addition in the convolutions and linear layers.
+        each multiplication and its addition in convolutions, linear layers and attention.
     """
     flops = 0
 
@@ -253,6 +253,9 @@ def model_card(name: str, *, num_bits: int, image_size: int = 224) -> dict[str, 
         if isinstance(context.module, Conv | Dense):
             window = getattr(context.module, "size", 1) ** 2
             flops += 2 * output.size * window * args[0].shape[-1]
+        elif isinstance(context.module, transformers.Attention):
+            # Queries by keys, and their weights by values.
+            flops += 4 * output.size * args[0].shape[1]
         return output
 
     def count_parameters(num_bits: int) -> int:

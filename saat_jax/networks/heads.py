@@ -1,7 +1,8 @@
 """Hash layers in closed form, for features that are left as they are: no labels, no training.
 
-Each is fitted on features `[images, width]` and gives a linear layer whose signs are the code, scaled
-so that the outputs' root mean square is 1; so any network with it is a hash network like others.
+Each is fitted on features `[images, width]` and gives a linear layer whose signs are the code,
+scaled so that the outputs' root mean square is 1; so any network with it is a hash network like
+others.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -141,7 +142,12 @@ def lsh_head(features: np.ndarray, *, num_bits: int, seed: int = 0) -> Head:
 
 # By name, as a config has them.
 HEADS: options.Choices[Callable[..., Head]] = options.Choices(
-    "head", {"pca": pca_head, "itq": itq_head, "lsh": lsh_head}
+    "head",
+    {
+        "pca": lambda features, *, num_bits, seed: pca_head(features, num_bits=num_bits),
+        "itq": itq_head,
+        "lsh": lsh_head,
+    },
 )
 
 
@@ -168,7 +174,7 @@ def fit_head(
     batches: Iterable[np.ndarray],
     *,
     head: str,
-    **given: Any,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Gives a network a hash layer that is fitted to its features of images.
 
@@ -181,7 +187,7 @@ def fit_head(
         batches: of images, `[batch, height, width, 3]` floats in [0, 1]; of one size but for the
             last, so that they compile once.
         head: one of `HEADS`.
-        **given: of the head, such as `seed`.
+        seed: of what is random in it.
 
     Raises:
         ValueError: if there is no such head, or it cannot be fitted.
@@ -195,9 +201,10 @@ def fit_head(
         >>> np.abs(networks.make_encode_fn(model)(fitted, images).mean(0)).max() < 0.1
         Array(True, dtype=bool)
     """
+    fit: Any
     fit, features_fn = HEADS[head], jax.jit(make_features_fn(model))
     features = np.concatenate([np.asarray(features_fn(variables, batch)) for batch in batches])
-    return with_head(variables, fit(features, num_bits=model.num_bits, **given))
+    return with_head(variables, fit(features, num_bits=model.num_bits, seed=seed))
 
 
 def random_rotation(size: int, *, seed: int) -> np.ndarray:
@@ -214,9 +221,7 @@ def _checked(features: np.ndarray) -> np.ndarray:
     return np.asarray(features)
 
 
-def _components(
-    features: np.ndarray, num_bits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _components(features: np.ndarray, num_bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, `[width, num_bits]` principal directions, and the features along them, in float64."""
     options.check_numbers(num_bits=num_bits)
     centred = _checked(features).astype(np.float64)

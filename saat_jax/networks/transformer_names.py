@@ -113,7 +113,7 @@ LAYOUTS: options.Choices[Layout] = options.Choices(
         "openclip": _OPENCLIP,
     },
 )
-_ATTENTION_OF_5 = {
+_ATTENTION_OF_5: Layout = {
     "blocks.N.attn.qkv": _apart("encoder.layer.N.attention.", "q_proj", "k_proj", "v_proj"),
     "blocks.N.attn.proj": "encoder.layer.N.attention.o_proj",
 }
@@ -160,15 +160,15 @@ def is_transformer(names: Sequence[str] | Mapping[str, Any]) -> bool:
 
 def names_of(name: str, layout: Layout) -> tuple[str, ...]:
     """The foreign names of one of our tensors; none if the layout has no place for it."""
-    template = re.sub(r"^blocks\.\d+", "blocks.N", name)
-    numbers = re.findall(r"^blocks\.(\d+)", name)
-    parts, rest = template.split("."), []
-    while parts:
-        if (found := layout.get(".".join(parts))) is not None:
+    block = re.match(r"blocks\.(\d+)", name)
+    number = block[1] if block else "N"
+    module, rest = name.replace(f"blocks.{number}.", "blocks.N.", 1), ""
+    while module:
+        if found := layout.get(module):
             several = (found,) if isinstance(found, str) else found
-            whole = (".".join([other, *reversed(rest)]) for other in several)
-            return tuple(re.sub(r"\bN\b", numbers[0] if numbers else "N", each) for each in whole)
-        rest.append(parts.pop())
+            return tuple(re.sub(r"\bN\b", number, other) + rest for other in several)
+        module, dot, last = module.rpartition(".")
+        rest = f"{dot}{last}{rest}"
     return ()
 
 
@@ -268,9 +268,7 @@ def _written(name: str, array: np.ndarray, other: str) -> np.ndarray:
     return array[0] if is_table else array
 
 
-def _best(
-    tensors: Mapping[str, Any], shapes: Mapping[str, Any]
-) -> tuple[Layout | None, str]:
+def _best(tensors: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[Layout | None, str]:
     """The layout, and what stands before its names, of which most of the network is found."""
     best: tuple[int, Layout | None, str] = (0, None, "")
     for layout in _READ:
@@ -323,9 +321,7 @@ def _composed(
     return Stored(shape if fits else whole, _dtype(first), read)
 
 
-def _refuse_grid(
-    source: str, name: str, whole: tuple[int, ...], shape: tuple[int, ...]
-) -> None:
+def _refuse_grid(source: str, name: str, whole: tuple[int, ...], shape: tuple[int, ...]) -> None:
     patches = whole[-2] - 1 if round(whole[-2] ** 0.5) ** 2 != whole[-2] else whole[-2]
     grid = round(patches**0.5)
     if whole[-1] == shape[-1] and grid**2 == patches:

@@ -33,8 +33,6 @@ POOLS = ("class", "mean", "attention")
 # How positions of another grid are interpolated: "antialias" as timm, and as DINOv2 with
 # registers; "plain" as DINOv2 without them and as Hugging Face's CLIP.
 INTERPOLATIONS = ("antialias", "plain")
-# JAX's implementations: cuDNN's takes bfloat16 on NVIDIA's GPUs from Ampere on.
-ATTENTIONS = ("xla", "cudnn")
 
 
 def cubic_weights(size: int, new_size: int, *, antialias: bool) -> np.ndarray:
@@ -98,12 +96,10 @@ class Attention(nn.Module):
     Attributes:
         num_heads: parts of the width that attend on their own.
         dtype: "float32" or "bfloat16"; the softmax is float32 in any case.
-        attention: one of `ATTENTIONS`.
     """
 
     num_heads: int
     dtype: str
-    attention: str = "xla"
 
     @nn.compact
     def __call__(self, tokens: Array, queries: Array | None = None) -> Array:
@@ -118,8 +114,11 @@ class Attention(nn.Module):
         query, key, value = jnp.split(qkv(tokens), 3, axis=-1)
         if queries is not None:
             query = qkv(queries)[..., :width]
-        heads = (x.reshape(*x.shape[:-1], self.num_heads, -1) for x in (query, key, value))
-        mixed = jax.nn.dot_product_attention(*heads, implementation=self.attention)
+
+        def heads(x: Array) -> Array:
+            return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+        mixed = jax.nn.dot_product_attention(heads(query), heads(key), heads(value))
         return Dense(width, "vit", self.dtype, name="proj")(mixed.reshape(query.shape))
 
 
@@ -210,9 +209,7 @@ class AttentionPool(nn.Module):
 
 def _norm(module: Any, name: str) -> nn.LayerNorm:
     """A layer normalisation with float32 statistics, whose output has the module's dtype."""
-    return nn.LayerNorm(
-        module.norm_epsilon, dtype=module.dtype, use_fast_variance=False, name=name
-    )
+    return nn.LayerNorm(module.norm_epsilon, dtype=module.dtype, use_fast_variance=False, name=name)
 
 
 class VisionTransformer(nn.Module):

@@ -243,7 +243,9 @@ def load_torch_weights(
     places = _places(variables)
     if transformer_names.is_transformer(places):
         shapes = {name: _torch_shape(value.shape) for name, (_, value) in places.items()}
-        state = _StateDict(state.source, transformer_names.ours(state.source, state.tensors, shapes))
+        state = _StateDict(
+            state.source, transformer_names.ours(state.source, state.tensors, shapes)
+        )
     arrays: dict[str, np.ndarray] = {}
     found: dict[str, list[str]] = {}
     for name, (_, value) in places.items():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from saat_jax import datasets, defenses, evaluation, parallel, reports, training
-from saat_jax.pipeline import audits, codes, stages
+from saat_jax.pipeline import audits, codes, parts, stages
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.runs import Run
@@ -156,7 +156,8 @@ def _transfer_words(run: Run) -> list[str]:
 
 
 TRAINING = Part(
-    stages.train_hash, lambda run: _training_words(run, "pretrained", run.config["pretrain"])
+    stages.train_hash,
+    lambda run: _training_words(run, "pretrained", parts.pretraining(run.config)),
 )
 # By the names of `validation.TASKS`.
 _PARTS: dict[str, tuple[Part, ...]] = {
