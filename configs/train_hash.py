@@ -10,8 +10,9 @@ DATASET    flickr25k (38 classes), nuswide (21), coco (80), or lists for any oth
            name only tells which foreign beginning of paths HashNet's lists have.
 OBJECTIVE  csq, dph, dpn, dpsh, hashnet, hswd, orthohash. Its options, --config.objective.NAME=,
            are in `_options` below and in docs/models.md.
-NETWORK    alexnet, vgg11 ... vgg19, vgg11_bn ... vgg19_bn, resnet18 ... resnet152 at 224 pixels;
-           or convnet at 64 pixels with Adam, a cosine and 30 epochs, for a CPU.
+NETWORK    alexnet, vgg11 ... vgg19, vgg11_bn ... vgg19_bn, resnet18 ... resnet152, vit_tiny16 ...
+           vit_b16_siglip (docs/models.md) at 224 pixels; or convnet at 64 pixels with Adam, a
+           cosine and 30 epochs, for a CPU.
 BITS       code length.
 PROTOCOL   saat, the default, or prosgan: the two papers' optimizers, judging, and what their
            released code does differently.

@@ -81,7 +81,11 @@ def test_weights_go_home_as_they_came(case):
     hash_layer = {f"{name}.{leaf}": weights.pop(f"{name}.{leaf}") for leaf in ("weight", "bias")}
     assert hash_layer[f"{name}.weight"].shape[0] == NUM_BITS
     needless = ("mask_token", "pooler.dense.weight", "pooler.dense.bias")
-    _assert_equal(weights, {k: v for k, v in _weights(case).items() if not k.endswith(needless)})
+    expected = {k: v for k, v in _weights(case).items() if not k.endswith(needless)}
+    if case == "hf_siglip":
+        # Files of version 5 have the tower's names without what version 4 has before them.
+        expected = {f"vision_model.{name}": value for name, value in expected.items()}
+    _assert_equal(weights, expected)
     again, report = networks.load_torch_weights(_shapes(_model(case)), weights | hash_layer)
     assert report.left_random == report.unused == ()
     if case != "timm_registers":
@@ -190,10 +194,10 @@ def test_weights_are_known_in_every_spelling(spelling):
             "positions of 5 x 5 patches.*set grid=5",
         ),
         (
-            "hf_siglip",
+            "hf_clip",
             lambda w: (
                 w
-                | {"vision_model.embeddings.position_embedding.weight": np.ones((36, WIDTH), "f4")}
+                | {"vision_model.embeddings.position_embedding.weight": np.ones((37, WIDTH), "f4")}
             ),
             "positions of 6 x 6 patches.*set grid=6",
         ),
@@ -246,22 +250,17 @@ def test_cubic_weights_are_pytorchs(size, new_size, antialias):
     np.testing.assert_allclose(weights @ values @ weights.T, expected, atol=2e-6)
 
 
-def _total(case, images, **options):
-    model = _model(case, **options)
-    params = _loaded(case)[0]
-
-    def total(params, images):
-        return jnp.sum(model.apply(params, images, 0.3))
-
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(params, images)
-
-
 def test_recomputed_gradients_are_the_same():
-    images = vit_golden.images(IMAGE_SIZE, IMAGE_SIZE)
-    kept, anew = (_total("hf_dinov2_registers", images, remat=remat) for remat in (False, True))
+    images, variables = vit_golden.images(16, 16), _loaded("timm_vit")[0]
+
+    def step(remat):
+        model = _model("timm_vit", depth=1, remat=remat)
+        return jax.grad(lambda v, x: jnp.sum(model.apply(v, x, 0.3)), argnums=(0, 1))
+
+    kept, anew = (jax.jit(step(remat))(variables, images) for remat in (False, True))
+    assert "remat" in str(jax.make_jaxpr(step(True))(variables, images))
     for ours, theirs in zip(jax.tree.leaves(anew), jax.tree.leaves(kept), strict=True):
-        scale = np.abs(theirs).max() + 1e-6
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max() + 1e-9)
 
 
 def test_half_precision_stays_inside():
@@ -281,7 +280,7 @@ def test_half_precision_stays_inside():
     assert codes.dtype == kinds[-1] == jnp.float32
     assert set(kinds[:-1]) == {jnp.dtype("bfloat16")}
     pixels = vit_golden.images(IMAGE_SIZE, IMAGE_SIZE)
-    rough = networks.make_features_fn(model)(_loaded("hf_clip")[0], pixels)
+    rough = jax.jit(networks.make_features_fn(model))(_loaded("hf_clip")[0], pixels)
     exact = OUTPUTS["hf_clip/same"]
     assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -295,10 +294,13 @@ def test_presets(name):
     # Without blocks of 12 the rest is as wide as its name says.
     assert params["norm"]["scale"].shape == ({"t": 192, "s": 384, "b": 768}[name[4]],)
     assert str(model.patch_size) in name and len([b for b in params if "blocks" in b]) == 12
-    # Other sizes have the same parameters.
-    assert _shapes(model, 8 * model.patch_size)["params"] == params
     mean, std = networks.STATISTICS[model.statistics]
     assert len(mean) == len(std) == 3
+
+
+def test_other_sizes_have_the_same_parameters():
+    model = _model("timm_vit")
+    assert _shapes(model, 8) == _shapes(model, 64) == _shapes(model)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_presets(name):
         ("vit_b16", {"interpolation": "linear"}, "unknown interpolation 'linear'"),
         ("vit_b16", {"grid": 0}, "grid must be a whole number .*, got 0"),
         ("vit_b16", {"norm_epsilon": 0}, "norm_epsilon must be a number above 0"),
-        ("vit_b16", {"norm_pooled": 1}, "norm_pooled must be True or False, got 1"),
+        ("vit_b16", {"norm_pooled": 1}, "norm_pooled must be True or False, got '1'"),
     ],
 )
 def test_options_are_checked(name, options, message):
