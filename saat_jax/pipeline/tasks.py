@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from saat_jax import datasets, defenses, evaluation, parallel, reports, training
-from saat_jax.pipeline import audits, codes, parts, stages
+from saat_jax.pipeline import audits, codes, stages
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config
 from saat_jax.pipeline.runs import Run
@@ -155,10 +155,15 @@ def _transfer_words(run: Run) -> list[str]:
     return [f"attack {count} models {len(run.suite)} x {len(run.data.query)} queries"]
 
 
-TRAINING = Part(
-    stages.train_hash,
-    lambda run: _training_words(run, "pretrained", parts.pretraining(run.config)),
-)
+def _pretraining_words(run: Run) -> list[str]:
+    head, folder = run.config["model"].get("head"), run.folder("pretrained")
+    if head:
+        done = (folder / "checkpoints" / "latest").is_dir()
+        return [] if done else [f"fit the head {head} of pretrained"]
+    return _training_words(run, "pretrained", run.config["pretrain"])
+
+
+TRAINING = Part(stages.train_hash, _pretraining_words)
 # By the names of `validation.TASKS`.
 _PARTS: dict[str, tuple[Part, ...]] = {
     "train_hash": (TRAINING,),
