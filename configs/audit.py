@@ -26,6 +26,7 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is one of `VARIANTS`."""
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
+    # The part to make: audit (by the gradient), edits; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -52,6 +53,15 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         config.point.false_match_rate = 0.01
     # Radii of the ball, from small to large.
     config.epsilons = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    # Edits of the images, and an attack that survives some of them.
+    config.edits = dict(
+        epsilon=4 / 255,
+        survive=("jpeg_75",),
+        # Recall is told at the threshold that keeps it.
+        at_precision=0.99,
+        # Such as ("jpeg_75", "crop_10"); None for all kinds at their usual strengths.
+        names=config_dict.placeholder(tuple),
+    )
     # Images of one size that are attacked together.
     config.batch_size = 16
     return config

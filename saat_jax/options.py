@@ -268,6 +268,7 @@ RANGES: dict[str, Range] = {
     "contrast": Range(0, 1, above=True, hint="1 is 20 to 80 % of the grey scale"),
     # Of attacks.
     "epsilon": Range(0, 1, hint=_GREY),
+    "at_precision": Range(0, 1, above=True),
     "epsilons": Range(0, 1, hint=_GREY),
     "step_size": Range(0, hint=_GREY),
     "num_steps": _FROM_ZERO,

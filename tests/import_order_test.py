@@ -24,7 +24,7 @@ LIBRARY = (
         "parallel",
         "perturbation",
     ),
-    ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
+    ("attacks", "datasets", "edits", "mainstay", "networks", "objectives", "reports", "retrieval"),
     ("encoders", "prototypes"),
     ("defenses", "generative"),
     ("evaluation", "training"),

@@ -1,18 +1,20 @@
 """A model in, robustness records out: named attacks, one protocol, one record for each."""
 
-from saat_jax.evaluation.audit import audit
+from saat_jax.evaluation.audit import attack, audit
 from saat_jax.evaluation.crafting import (
     AttackResult,
     Encoder,
     attack_queries,
     encode,
 )
+from saat_jax.evaluation.edited import edited
 from saat_jax.evaluation.flags import FLAGS, Flag
 from saat_jax.evaluation.judging import (
     attacker_knowledge,
     batches_from,
     surrogate,
 )
+from saat_jax.evaluation.matcher import Matcher
 from saat_jax.evaluation.methods import (
     AIMS,
     ATTACKS,
@@ -49,15 +51,18 @@ __all__ = [
     "Encoder",
     "Flag",
     "Learned",
+    "Matcher",
     "Protocol",
     "Suite",
     "TargetCodes",
     "all_members",
+    "attack",
     "attack_queries",
     "attacker_knowledge",
     "audit",
     "batches_from",
     "create_attack",
+    "edited",
     "encode",
     "evaluate",
     "standard_suite",
