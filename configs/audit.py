@@ -26,7 +26,7 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is one of `VARIANTS`."""
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
-    # The part to make: audit (by the gradient), edits; report only writes the page.
+    # The part to make: audit (by the gradient), edits, queries; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -61,6 +61,20 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         at_precision=0.99,
         # Such as ("jpeg_75", "crop_10"); None for all kinds at their usual strengths.
         names=config_dict.placeholder(tuple),
+    )
+    # Attacks that see a service's answers alone.
+    config.queries = dict(
+        epsilon=8 / 255,
+        # Queries that an image may take.
+        budget=5000,
+        answers=("distances", "ranks", "match"),
+        games=("square", "nes", "spsa"),
+        # evade, collide or collide_any.
+        task="evade",
+        # What is searched: flat, hash or ivf of faiss, or pgvector:ADDRESS; empty for arrays.
+        index="",
+        # Queries a second that the service allows, for the cost.
+        per_second=1.0,
     )
     # Images of one size that are attacked together.
     config.batch_size = 16

@@ -273,6 +273,8 @@ RANGES: dict[str, Range] = {
     "step_size": Range(0, hint=_GREY),
     "num_steps": _FROM_ZERO,
     "num_flips": _FROM_ZERO,
+    "budget": _COUNT,
+    "per_second": _POSITIVE,
     "anneal": Range(1, 10**9, whole=True, flag=True),
     "alpha": _POSITIVE,
     "decay": _SIZE,

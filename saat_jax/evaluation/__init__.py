@@ -25,6 +25,7 @@ from saat_jax.evaluation.methods import (
     TargetCodes,
 )
 from saat_jax.evaluation.protocol import Protocol
+from saat_jax.evaluation.queries import queries
 from saat_jax.evaluation.records import evaluate
 from saat_jax.evaluation.suites import (
     PRESETS,
@@ -65,6 +66,7 @@ __all__ = [
     "edited",
     "encode",
     "evaluate",
+    "queries",
     "standard_suite",
     "surrogate",
     "transfer",

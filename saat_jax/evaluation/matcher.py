@@ -374,7 +374,7 @@ class Matcher:
             gradient_free: whether to try the member without a gradient too.
             survive: edits after each of which the task is to be done too.
         """
-        made, batches = crafting.finished_parts(parts), [*self._batches(task)]
+        made, batches = crafting.finished_parts(parts), [*self.batches(task)]
         update(sum(map(len, batches[: len(made)])))
         for number, batch in enumerate(batches[len(made) :], len(made)):
             made.append(self._attack_batch(task, batch, radii, gradient_free, tuple(survive)))
@@ -385,7 +385,7 @@ class Matcher:
         joined = {name: np.concatenate([part[name] for part in made])[order] for name in made[0]}
         return Fooled([images[row] for row in order], alone=joined["gain"], **joined)
 
-    def _batches(self, task: Task) -> Iterator[np.ndarray]:
+    def batches(self, task: Task) -> Iterator[np.ndarray]:
         """Places in a task's rows, of images of one size."""
         shapes = [self.photos.images[row].shape for row in task.rows]
         for shape in dict.fromkeys(shapes):

@@ -15,6 +15,15 @@ from saat_jax.pipeline.runs import Run
 from saat_jax.pipeline.validation import check_epsilons
 from saat_jax.pipeline.workdir import store_config, stored_config
 
+
+def _queries(made: evaluation.Matcher, *, index: str, **given: Any) -> Any:
+    """`evaluation.queries`, by an index that a config names."""
+    kind, _, rest = index.partition(":")
+    if kind == "pgvector":
+        return evaluation.queries(made, index=retrieval.pgvector_index(rest), **given)
+    return evaluation.queries(made, index=retrieval.faiss_index(kind) if kind else None, **given)
+
+
 # By the name of the task: what makes that part of an audit, and the fields of its section in the
 # config, which are its arguments; None if it has no section. "report" only writes the page.
 PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None]] = (
@@ -29,6 +38,18 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                     "survive": options.anything,
                     "at_precision": options.number,
                     "names": options.anything,
+                },
+            ),
+            "queries": (
+                _queries,
+                {
+                    "epsilon": options.number,
+                    "budget": options.number,
+                    "answers": options.anything,
+                    "games": options.anything,
+                    "task": str,
+                    "index": str,
+                    "per_second": options.number,
                 },
             ),
             "report": (None, None),
