@@ -26,7 +26,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is one of `VARIANTS`."""
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
-    # The part to make: audit (by the gradient), edits, queries; report only writes the page.
+    # The part to make: audit (by the gradient), edits,
+    # queries, universal, transfer; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -42,6 +43,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.limit = config_dict.placeholder(int)
     # Larger images are brought down to such a long side, in pixels; None leaves them as they are.
     config.longest = config_dict.FieldReference(320, int)
+    # All are squeezed to such a square, in pixels; None leaves them as they are.
+    config.size = config_dict.placeholder(int)
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",
@@ -76,6 +79,11 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         # Queries a second that the service allows, for the cost.
         per_second=1.0,
     )
+    # One perturbation for all images, or a patch that covers a share of the area.
+    config.universal = dict(epsilon=8 / 255, patch=0.0, task="evade", num_steps=300)
+    # Images crafted on each encoder, judged by all: others as ENCODER=RADIUS, or ENCODER alone at a
+    # false-match rate of 1 %.
+    config.transfer = dict(epsilon=8 / 255, encoders=("phash=10", "dhash=10", "ahash=5"))
     # Images of one size that are attacked together.
     config.batch_size = 16
     return config

@@ -282,6 +282,7 @@ RANGES: dict[str, Range] = {
     "probability": _SHARE,
     "resize_rate": Range(0, 1, above=True),
     "threshold": _SHARE,
+    "patch": Range(0, 0.99),
     "sharpness": _POSITIVE,
     "exponent": Range(),
     "batch_scale": _COUNT,

@@ -1,4 +1,4 @@
-"""Query attacks: the service counts, a stopped one goes on, and what is done is done on the image."""
+"""Query attacks: the service counts, a stopped one goes on, what is done is done on the image."""
 
 import functools
 import importlib
@@ -137,9 +137,8 @@ def test_square_asks_for_what_the_search_by_the_same_loss_tries():
 @pytest.mark.parametrize("name", ["nes", "spsa"])
 def test_estimates_climb_a_smooth_gain_within_the_ball(name):
     images = jnp.asarray(np.stack(IMAGES[:3]) / np.float32(255))
-    slope = np.asarray(
-        jax.image.resize(jax.random.normal(jax.random.key(2), (3, 4, 4, 3)), images.shape, "linear")
-    )
+    coarse = jax.random.normal(jax.random.key(2), (3, 4, 4, 3))
+    slope = np.asarray(jax.image.resize(coarse, images.shape, "linear"))
     game = attacks.GAMES[name](images, jax.random.key(0), epsilon=8 / 255, num_queries=600)
     tried, means = next(game), []
     for _ in range(30):

@@ -97,6 +97,7 @@ from saat_jax.attacks.target_labels import (
     select_target_labels,
     target_candidates,
 )
+from saat_jax.attacks.universal import patch_mask, put_on, universal
 
 __all__ = [
     "CODE_LOSSES",
@@ -147,10 +148,12 @@ __all__ = [
     "nes_game",
     "ni_fgsm",
     "noise",
+    "patch_mask",
     "pgd",
     "plain",
     "pooled_loss",
     "project",
+    "put_on",
     "rank",
     "resize_and_pad",
     "row_keys",
@@ -170,6 +173,7 @@ __all__ = [
     "transform_input",
     "tune_variance",
     "uniform_noise",
+    "universal",
     "vmi_fgsm",
     "weighted_loss",
 ]

@@ -37,6 +37,7 @@ from saat_jax.evaluation.suites import (
     standard_suite,
 )
 from saat_jax.evaluation.transfer import transfer
+from saat_jax.evaluation.universal import transfer_matches, universal
 
 __all__ = [
     "AIMS",
@@ -70,4 +71,6 @@ __all__ = [
     "standard_suite",
     "surrogate",
     "transfer",
+    "transfer_matches",
+    "universal",
 ]

@@ -124,6 +124,7 @@ class Matcher:
         limit: so many of the images are attacked, evenly spaced; None for all.
         longest: larger images are brought down to such a long side first, in pixels; smaller ones
             take less time, and are harder to fool.
+        size: all images are squeezed to such a square first, in pixels.
         groups: a regular expression; images, listed ones too, in whose names it finds the same
             text are near-duplicates. An attacked copy is to match none of them, none is a victim
             of another, and their pairs are no false matches.
@@ -153,19 +154,27 @@ class Matcher:
         *,
         limit: int | None = None,
         longest: int | None = None,
+        size: int | None = None,
         groups: str | None = None,
         indexes: Mapping[str, retrieval.MakeIndex] | None = None,
         seed: int = 0,
         batch_size: int = 16,
     ):
-        options.check_numbers(seed=seed, batch_size=batch_size, limit=limit, longest=longest)
+        numbers = {"limit": limit, "longest": longest, "image_size": size}
+        options.check_numbers(seed=seed, batch_size=batch_size, **numbers)
+        square = (size, size) if size else None
+        given: dict[str, Any] = {"limit": limit, "groups": groups, "indexes": indexes}
+        self._given = given | {"seed": seed, "batch_size": batch_size}
         self.encoder, self.seed, self.batch_size = encoder, seed, batch_size
-        self.photos = photos = load_photos(images, longest=longest).fitted(encoder.image_size)
+        loaded = load_photos(images, longest=longest).fitted(square)
+        self.photos = photos = loaded.fitted(encoder.image_size)
         if len(set(map(np.ndarray.tobytes, photos.images))) < len(photos):
             raise ValueError("images must all be different, got copies; remove them")
         others = Photos((), ())
         if listed is not None:
-            others = load_photos(listed, longest=longest).fitted(encoder.image_size)
+            others = load_photos(listed, longest=longest).fitted(square)
+        self._loaded = loaded, others if len(others) else None
+        others = others.fitted(encoder.image_size)
         self.listed = Photos((*photos.names, *others.names), (*photos.images, *others.images))
         self.rows = np.linspace(0, len(photos) - 1, min(limit or len(photos), len(photos)))
         self.rows = self.rows.astype(int)
@@ -185,6 +194,11 @@ class Matcher:
             "version": metadata.version("saat-jax"),
         }
         self._crafts: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def by(self, encoder: Encoder, point: OperatingPoint | Mapping[str, Any]) -> "Matcher":
+        """The same images under another encoder, at a point of its own."""
+        images, listed = self._loaded
+        return Matcher(encoder, images, point, listed, **self._given)
 
     @functools.cached_property
     def listed_outputs(self) -> np.ndarray:
@@ -213,7 +227,8 @@ class Matcher:
         return by_gradient if self.encoder.differentiable else {}
 
     @functools.cached_property
-    def _scale(self) -> attacks.LogitScale:
+    def scale(self) -> attacks.LogitScale:
+        """Of the encoder's logits, by some of the photos."""
         first, *_ = images = self.photos.images
         alike = [image for image in images if image.shape == first.shape][:_NUM_MEASURED]
         return attacks.measure_logits(
@@ -276,7 +291,7 @@ class Matcher:
         """Of the photos, in multiples of their usual size. `[num_photos, num_bits]`"""
         logits_of = jax.jit(functools.partial(attacks.logits_of, self.encoder.encode_fn))
         return by_shape(
-            self.photos.images, lambda x: logits_of(self.encoder.variables, x, self._scale)
+            self.photos.images, lambda x: logits_of(self.encoder.variables, x, self.scale)
         )
 
     @functools.cached_property
@@ -449,6 +464,8 @@ class Matcher:
 
     def _craft(self, name: str, survive: tuple[str, ...]) -> Callable[..., attacks.Found]:
         """The compiled search of a member."""
+        # Measured outside of the program.
+        scale = self.scale
         if (name, survive) not in self._crafts:
             search = functools.partial(attacks.square_search, num_queries=NUM_QUERIES)
             if name in self.members:
@@ -480,7 +497,7 @@ class Matcher:
                     epsilon=radii,
                     criterion=lambda wished, listed: dataclasses.replace(wished, listed=listed),
                     shared=shared,
-                    scale=self._scale,
+                    scale=scale,
                 )
 
             self._crafts[name, survive] = jax.jit(craft)

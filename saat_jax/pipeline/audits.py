@@ -2,7 +2,7 @@
 
 import importlib.util
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,17 @@ def _queries(made: evaluation.Matcher, *, index: str, **given: Any) -> Any:
     if kind == "pgvector":
         return evaluation.queries(made, index=retrieval.pgvector_index(rest), **given)
     return evaluation.queries(made, index=retrieval.faiss_index(kind) if kind else None, **given)
+
+
+def _transfer(made: evaluation.Matcher, *, encoders: Sequence[str], **given: Any) -> Any:
+    """`evaluation.transfer_matches`, between the encoder and others that a config names."""
+    matchers = {made.encoder.name: made}
+    for text in encoders:
+        source, _, radius = text.partition("=")
+        point = {"radius": float(radius)} if radius else {"false_match_rate": 0.01}
+        encoder = load_encoder(source)
+        matchers[encoder.name] = made.by(encoder, point)
+    return evaluation.transfer_matches(matchers, **given)
 
 
 # By the name of the task: what makes that part of an audit, and the fields of its section in the
@@ -52,11 +63,21 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                     "per_second": options.number,
                 },
             ),
+            "universal": (
+                evaluation.universal,
+                {
+                    "epsilon": options.number,
+                    "patch": options.number,
+                    "task": str,
+                    "num_steps": options.number,
+                },
+            ),
+            "transfer": (_transfer, {"epsilon": options.number, "encoders": options.anything}),
             "report": (None, None),
         },
     )
 )
-_MATCHER = ("limit", "longest", "groups", "seed", "batch_size")
+_MATCHER = ("limit", "longest", "size", "groups", "seed", "batch_size")
 FIELDS: dict[str, Any] = {
     "task": PARTS,
     "seed": options.number,
@@ -66,6 +87,7 @@ FIELDS: dict[str, Any] = {
     "groups": str,
     "limit": options.anything,
     "longest": options.anything,
+    "size": options.anything,
     "point": {
         "kind": retrieval.KINDS,
         "value": options.anything,

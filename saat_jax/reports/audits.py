@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saat_jax import files
-from saat_jax.reports import charts, edited, gallery, page, queries, tables
+from saat_jax.reports import charts, edited, gallery, page, queries, tables, universal
 from saat_jax.reports.charts import Chart, Line
 from saat_jax.reports.sections import (
     Record,
@@ -39,6 +39,8 @@ _SECTIONS: dict[str, Callable[[Record, Mapping[str, np.ndarray]], Section]] = {
     "audit": lambda record, arrays: section(record, arrays),
     "edits": edited.section,
     "queries": queries.section,
+    "universal": universal.section,
+    "transfer": universal.transfer_section,
 }
 
 
