@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from saat_jax import attacks, encoders, evaluation, reports
-from tests import audit_test
+from saat_jax import attacks, encoders, evaluation, mainstay, reports
+from tests import audit_test, tiny
 from tests.audit_test import IMAGES, NUM_BITS, SIDE, codes_of, make
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -23,7 +23,7 @@ def test_the_perturbation_is_one_and_counts_on_unseen_images(patch, brief, tmp_p
     arrays = dict(np.load(tmp_path / "universal.npz"))
     rows, change = arrays["held_out"], arrays["perturbation"]
     assert rows.tolist() == [1, 3, 5, 7, 9, 11]
-    mask = np.asarray(attacks.patch_mask(SIDE, SIDE, patch)) if patch else None
+    mask = np.asarray(attacks.patch_mask(SIDE, SIDE, share=patch)) if patch else None
     images = np.stack([IMAGES[row] for row in rows])
     if mask is None:
         assert np.abs(change).max() <= 24 / 255 + 1e-6
@@ -78,3 +78,40 @@ def test_transfer_is_judged_by_each_matchers_own_codes(brief, tmp_path, capsys):
     assert "crafted on / judged by" in capsys.readouterr().out
     with pytest.raises(ValueError, match="two matchers or more of the same images"):
         evaluation.transfer_matches({"own": first}, folder=tmp_path, epsilon=6 / 255)
+
+
+def test_labels_are_left_by_one_perturbation_and_targets_have_their_own():
+    weights = tiny.random_weights(0, num_bits=16, image_size=SIDE)
+    net, variables = tiny.tiny_net(weights), tiny.tiny_variables(weights)
+
+    def encode_fn(variables, images, alpha):
+        return net.apply(variables, images - 0.5, alpha)
+
+    rng = np.random.default_rng(2)
+    images = rng.uniform(size=(24, SIDE, SIDE, 3)).astype(np.float32)
+    labels = np.eye(4, dtype=np.float32)[np.arange(24) % 4]
+    codes = np.sign(encode_fn(variables, images, 1.0))
+    given = {"seed": 1, "batch_size": 8, "identity": {}}
+
+    def crafted(epsilon, asked, targeted=False, **changes):
+        settings = evaluation.AttackSettings.create(
+            attack="universal", targeted=targeted, epsilon=epsilon, num_steps=40, **changes
+        )
+        encoder = evaluation.Encoder(encode_fn, variables)
+        learned = evaluation.learned_universal(encoder, images, labels, codes, settings, **given)
+        found = learned.target_codes(asked, targeted)
+        attack = settings.build(encode_fn, found)
+        return found.codes, attack(variables, images, found.codes, None, **found.arrays)
+
+    votes = np.asarray(mainstay.mainstay_votes(labels, codes, labels))
+    before = np.mean(votes * codes)
+    rows, changed = crafted(0.1, labels)
+    assert set(rows) == {0} and np.abs(changed - images).max() <= 0.1 + 1e-6
+    assert np.mean(votes * np.sign(encode_fn(variables, changed, 1.0))) < before - 0.01
+    rows, reached = crafted(0.5, labels[::-1], targeted=True)
+    np.testing.assert_array_equal(rows, np.arange(24) % 4)
+    there = np.asarray(mainstay.mainstay_votes(labels[::-1], codes, labels))
+    assert np.mean(there * np.sign(encode_fn(variables, reached, 1.0))) > np.mean(there * codes)
+    _, patched = crafted(None, labels, patch=0.25)
+    same = np.all(patched == images, axis=-1).mean()
+    assert same == pytest.approx(0.75)

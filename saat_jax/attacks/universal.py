@@ -15,7 +15,7 @@ Array = jax.Array
 _SHARPNESS, _FIRST_STEP = 2.0, 0.25
 
 
-def patch_mask(height: int, width: int, share: float) -> Array:
+def patch_mask(height: int, width: int, *, share: float) -> Array:
     """Where a patch in the lower right corner lies, one pixel from the edges. `[height, width, 1]`
 
     Args:
@@ -23,7 +23,7 @@ def patch_mask(height: int, width: int, share: float) -> Array:
         share: of the image's area; its sides are in the image's proportion.
 
     Example:
-        >>> int(patch_mask(8, 8, 0.25).sum())
+        >>> int(patch_mask(8, 8, share=0.25).sum())
         16
     """
     tall, wide = (max(1, round(side * share**0.5)) for side in (height, width))

@@ -37,7 +37,7 @@ from saat_jax.evaluation.suites import (
     standard_suite,
 )
 from saat_jax.evaluation.transfer import transfer
-from saat_jax.evaluation.universal import transfer_matches, universal
+from saat_jax.evaluation.universal import learned_universal, transfer_matches, universal
 
 __all__ = [
     "AIMS",
@@ -67,6 +67,7 @@ __all__ = [
     "edited",
     "encode",
     "evaluate",
+    "learned_universal",
     "queries",
     "standard_suite",
     "surrogate",

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import attacks, options
+from saat_jax import attacks, mainstay, options
 from saat_jax.datasets.photos import Photos
 from saat_jax.evaluation import crafting
 from saat_jax.evaluation.matcher import Matcher, Task
+from saat_jax.evaluation.methods import AttackSettings, Learned, TargetCodes
 
 Record = dict[str, Any]
 
@@ -69,7 +70,7 @@ def universal(
         )
         mask, (height, width, _) = None, photos.images[0].shape
         if patch:
-            mask = attacks.patch_mask(height, width, patch)
+            mask = attacks.patch_mask(height, width, share=patch)
         own = Task(task, learned, wanted(learned))
         if task == "collide":
             own = own.some(learned != victim)
@@ -108,6 +109,66 @@ def universal(
         return record, {"perturbation": np.asarray(found), "held_out": judged}
 
     return made.record("universal", folder, settings, make)
+
+
+def learned_universal(
+    encoder: crafting.Encoder,
+    images: np.ndarray,
+    labels: np.ndarray,
+    codes: np.ndarray,
+    settings: AttackSettings,
+    *,
+    seed: int,
+    batch_size: int,
+    identity: dict[str, Any],
+) -> Learned:
+    """What the attack "universal" adds to queries, learned on training images.
+
+    Away from the own labels it is one perturbation, which lowers the agreement of all codes with
+    the mainstay votes of their labels; towards target labels one for each of them.
+
+    Args:
+        encoder: the attacked model.
+        images: `[num, height, width, channels]` in [0, 1], to learn on.
+        labels: `[num, num_classes]` theirs.
+        codes: `[num, num_bits]` in {-1, +1}, theirs.
+        settings: the attack's.
+        seed: of starts and draws.
+        batch_size: images of a step.
+        identity: what made the model, in JSON's types.
+    """
+    encode_fn, variables = encoder
+    scale = attacks.measure_logits(encode_fn, variables, jnp.asarray(images[:batch_size]))
+    patch, options_given = settings.options.get("patch", 0.0), settings.options
+    mask = attacks.patch_mask(*images.shape[1:3], share=patch) if patch else None
+    learn = jax.jit(
+        lambda variables, images, weights, key: attacks.universal(
+            encode_fn,
+            variables,
+            images,
+            weights,
+            key,
+            epsilon=settings.epsilon or 0.0,
+            num_steps=options_given["num_steps"],
+            batch_size=batch_size,
+            scale=scale,
+            mask=mask,
+        )
+    )
+
+    def target_codes(asked: np.ndarray, targeted: bool) -> TargetCodes:
+        # Away from labels, all are one.
+        wanted, rows = np.unique(asked * targeted, axis=0, return_inverse=True)
+        found = []
+        for number, label in enumerate(wanted):
+            steered = np.tile(label, (len(images), 1)) if targeted else labels
+            votes = np.asarray(mainstay.mainstay_votes(steered, codes, labels))
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            found.append(learn(variables, images, -votes if targeted else votes, key))
+        shared = {"perturbations": jnp.stack(found)}
+        return TargetCodes(rows.reshape(-1).astype(np.int32), None, shared)
+
+    return Learned(target_codes, identity)
 
 
 def _stacked(photos: Photos, rows: np.ndarray) -> jax.Array:
