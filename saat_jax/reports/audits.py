@@ -35,7 +35,7 @@ _FIELDS = {"point": dict, "encoder": dict, "images": dict}
 
 
 # The parts of an audit, in the order of the page: what each record is shown as.
-_SECTIONS: dict[str, Callable[[Record, Mapping[str, np.ndarray]], Section]] = {
+PARTS: dict[str, Callable[[Record, Mapping[str, np.ndarray]], Section]] = {
     "audit": lambda record, arrays: section(record, arrays),
     "edits": edited.section,
     "queries": queries.section,
@@ -57,7 +57,7 @@ def show_audit(workdir: str | os.PathLike[str]) -> None:
     """
     folder = pathlib.Path(workdir)
     parts = _load(folder)
-    shown = {name: _SECTIONS[name](*part) for name, part in parts.items()}
+    shown = {name: PARTS[name](*part) for name, part in parts.items()}
     first, _ = next(iter(parts.values()))
     lines = [subject(first)]
     for part in shown.values():
@@ -76,7 +76,7 @@ def _load(folder: pathlib.Path) -> dict[str, tuple[Record, dict[str, np.ndarray]
             files.read_json(folder / f"{name}.json", cure=_CURE, fields=_FIELDS),
             files.read_arrays(folder / f"{name}.npz", cure=_CURE),
         )
-        for name in _SECTIONS
+        for name in PARTS
         if (folder / f"{name}.json").is_file()
     }
     if not parts:
@@ -86,7 +86,7 @@ def _load(folder: pathlib.Path) -> dict[str, tuple[Record, dict[str, np.ndarray]
 
 def audit_table(record: Record) -> str:
     """What the terminal shows of the record of a part of an audit."""
-    return "\n".join([subject(record), *_SECTIONS[record["part"]](record, {}).lines()])
+    return "\n".join([subject(record), *PARTS[record["part"]](record, {}).lines()])
 
 
 def section(record: Record, arrays: Mapping[str, np.ndarray]) -> Section:
