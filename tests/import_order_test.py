@@ -40,7 +40,7 @@ FLOOR = (
     "parallel",
     "perturbation",
 )
-LAUNCH = (("settings", "terminal"), ("main", "prepare"), ("reproduce",), ("command",))
+LAUNCH = (("settings", "terminal"), ("compare", "main", "prepare"), ("reproduce",), ("command",))
 CONFIGS = (
     ("common",),
     ("audit", "demo", "lists"),

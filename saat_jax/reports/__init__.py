@@ -10,6 +10,7 @@ name of an attack); *hardening* is what turns the model `pretrained` into any ot
 """
 
 from saat_jax.reports.audits import PARTS, audit_table, show_audit
+from saat_jax.reports.compare import show_comparison
 from saat_jax.reports.page import show_report, write_report
 from saat_jax.reports.records import load_records
 from saat_jax.reports.tables import (
@@ -27,6 +28,7 @@ __all__ = [
     "iterations_table",
     "load_records",
     "show_audit",
+    "show_comparison",
     "show_report",
     "summary_table",
     "terminal_tables",

@@ -245,16 +245,7 @@ def _write(
 ) -> pathlib.Path:
     page.check_packages()
     drawings = {
-        name: [
-            (
-                chart,
-                {
-                    theme: gallery.address(charts.draw(chart, theme=theme))
-                    for theme in charts.THEMES
-                },
-            )
-            for chart in part.charts
-        ]
+        name: [(chart, gallery.drawn(chart)) for chart in part.charts]
         for name, part in shown.items()
     }
     record, arrays = next(iter(parts.values()))
