@@ -283,6 +283,7 @@ RANGES: dict[str, Range] = {
     "resize_rate": Range(0, 1, above=True),
     "threshold": _SHARE,
     "patch": Range(0, 0.99),
+    "max_drift": Range(0, 4),
     "sharpness": _POSITIVE,
     "exponent": Range(),
     "batch_scale": _COUNT,
