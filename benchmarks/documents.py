@@ -10,7 +10,8 @@ A figure stands between marks that say which it is: `<!-- figure: demo table -->
 in Markdown, comment lines `# figure: demo summary` and `# /` in Python. There are
 
     RUN table                       the table that the run prints, in a fence
-    RUN audit                       the table that an audit prints, in a fence
+    RUN PART                        the table that a part of an audit prints (audit, edits, ...), in
+                                    a fence
     RUN seeds                       models over the runs RUN, RUN_1, ...: mean, least and most, and
                                     what SAAT is above the others, seed by seed, in a fence
     RUN summary                     machine, time, what hardening gains and costs, in a sentence
@@ -46,10 +47,11 @@ _MARKED = re.compile(
 
 def keep(workdir: pathlib.Path, path: pathlib.Path, seconds: float) -> None:
     """Stores the records of a run, without their curves, as one file."""
-    if (audit := workdir / "audit.json").is_file():
-        records = [files.read_json(audit)]
-    else:
-        records = [{**record, "curves": {}} for record in reports.load_records(workdir)]
+    records = [
+        files.read_json(workdir / f"{part}.json")
+        for part in reports.PARTS
+        if (workdir / f"{part}.json").is_file()
+    ] or [{**record, "curves": {}} for record in reports.load_records(workdir)]
     python = ".".join(platform.python_version_tuple()[:2])
     machine = (
         f"{os.cpu_count()} CPU cores ({platform.machine()}, Python {python}, jax {jax.__version__})"
@@ -83,8 +85,9 @@ def _figure(run: Mapping[str, Any], kind: str, attack: str = "", metric: str = "
     if attack:
         found = {(record["model"], record["attack"]): record for record in records}
         return _number(found[kind, "benign"], found[kind, attack], metric)
-    if kind == "audit":
-        return _fence(reports.audit_table(records[0]).splitlines())
+    if kind in reports.PARTS:
+        parts = {record["part"]: record for record in records}
+        return _fence(reports.audit_table(parts[kind]).splitlines())
     if kind == "table":
         lines = reports.summary_table(records).splitlines()
         return _fence([x for x in lines if not x.startswith("protocol")])

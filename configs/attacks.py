@@ -102,6 +102,7 @@ def other_attacks() -> dict[str, dict[str, Any]]:
             anneal=False,
             random_start=True,
         ),  # fmt: skip
+        "universal": dict(away, attack="universal", num_steps=300),
         "sdha_targeted": dict(published_attacks()["sdha"], targeted=True),
     }
 

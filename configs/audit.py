@@ -26,6 +26,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     """Returns the configuration; `variant` is one of `VARIANTS`."""
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
+    # The part to make: audit (by the gradient), edits,
+    # queries, universal, transfer; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -41,6 +43,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.limit = config_dict.placeholder(int)
     # Larger images are brought down to such a long side, in pixels; None leaves them as they are.
     config.longest = config_dict.FieldReference(320, int)
+    # All are squeezed to such a square, in pixels; None leaves them as they are.
+    config.size = config_dict.placeholder(int)
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",
@@ -52,6 +56,34 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         config.point.false_match_rate = 0.01
     # Radii of the ball, from small to large.
     config.epsilons = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    # Edits of the images, and an attack that survives some of them.
+    config.edits = dict(
+        epsilon=4 / 255,
+        survive=("jpeg_75",),
+        # Recall is told at the threshold that keeps it.
+        at_precision=0.99,
+        # Such as ("jpeg_75", "crop_10"); None for all kinds at their usual strengths.
+        names=config_dict.placeholder(tuple),
+    )
+    # Attacks that see a service's answers alone.
+    config.queries = dict(
+        epsilon=8 / 255,
+        # Queries that an image may take.
+        budget=5000,
+        answers=("distances", "ranks", "match"),
+        games=("square", "nes", "spsa"),
+        # evade, collide or collide_any.
+        task="evade",
+        # What is searched: flat, hash or ivf of faiss, or pgvector:ADDRESS; empty for arrays.
+        index="",
+        # Queries a second that the service allows, for the cost.
+        per_second=1.0,
+    )
+    # One perturbation for all images, or a patch that covers a share of the area.
+    config.universal = dict(epsilon=8 / 255, patch=0.0, task="evade", num_steps=300)
+    # Images crafted on each encoder, judged by all: others as ENCODER=RADIUS, or ENCODER alone at a
+    # false-match rate of 1 %.
+    config.transfer = dict(epsilon=8 / 255, encoders=("phash=10", "dhash=10", "ahash=5"))
     # Images of one size that are attacked together.
     config.batch_size = 16
     return config

@@ -274,7 +274,7 @@ def read_papers(config: ml_collections.ConfigDict, reading: str) -> None:
 def saat() -> dict[str, Any]:
     """SAAT training as released but for `ties`: what a name in config.defenses may hold."""
     return dict(
-        # One of saat_jax/defenses' DEFENSES: atrdh, cgat, saat.
+        # One of saat_jax/defenses' DEFENSES: atrdh, cgat, saat, teacher.
         name="saat",
         num_epochs=20,
         batch_size=32,
@@ -329,6 +329,15 @@ def atrdh() -> dict[str, Any]:
         options=dict(_INNER_ATTACK, adversarial_weight=2.0, softplus=True),
         # Arguments of the first state.
         state=dict(hidden_width=4096),
+    )
+
+
+def teacher() -> dict[str, Any]:
+    """Hardening by a teacher, without labels."""
+    return dict(
+        saat(),
+        name="teacher",
+        options=dict(_INNER_ATTACK, clean_weight=1.0, max_drift=0.0),
     )
 
 

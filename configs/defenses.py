@@ -17,6 +17,9 @@ attack of both forms and the cheap suite; see docs/papers.md.
 "brief" is AlexNet at 224 pixels on a few hundred photos, each defence for two epochs of Adam, under
 the mainstay attack of 20 steps.
 
+"labelfree" and "labelfree_small" have SAAT beside the teacher, which needs no labels, trained for
+as long, under the mainstay attack and the cheap suite.
+
 "suite" is "digits" under the mainstay attack and, for the worst case, the standard suite; it was
 run with evaluation.attack_suite="cheap" and the seeds 0, 1 and 2.
 
@@ -31,7 +34,7 @@ import ml_collections
 
 from configs import attacks, common, lists
 
-VARIANTS = (*attacks.VARIANTS, "suite", "brief")
+VARIANTS = (*attacks.VARIANTS, "suite", "brief", "labelfree", "labelfree_small")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -39,6 +42,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.check_variant("defenses", variant, VARIANTS)
     if variant == "brief":
         return _brief()
+    if variant.startswith("labelfree"):
+        config = get_config("small" if variant.endswith("small") else "digits")
+        reported = ("mainstay", "mainstay_targeted")
+        config.attacks = {name: config.attacks[name] for name in reported}
+        like = config.defenses.saat.to_dict()
+        alone = dict(like, name="teacher", options=common.teacher()["options"])
+        config.defenses = dict(saat=like, teacher=alone)
+        return config
     both, variant = variant in attacks.READINGS, attacks.READINGS.get(variant, variant)
     config = attacks.get_config("digits" if variant == "suite" else variant)
     config.task = "chain"

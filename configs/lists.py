@@ -5,7 +5,7 @@ r"""The whole chain on images named by list files: your own, or a set in the pap
         --config.data.root=FOLDER
 
 FOLDER holds, for each split of train, test (the queries) and database, either SPLIT_img.txt and
-SPLIT_label.txt, or SPLIT.txt with path and labels on a line (see README, "Your own images").
+SPLIT_label.txt, or SPLIT.txt with path and labels on a line (see README, "My images").
 
 Variants: "" is AlexNet at 224 pixels with the papers' schedules (100 + 20 epochs: for a GPU),
 "small" is a convolutional network at 64 pixels, "brief" AlexNet at 224 pixels trained for four

@@ -6,7 +6,7 @@ r"""Hash training with every objective on every network, in the protocols of bot
 The variant is DATASET,OBJECTIVE,NETWORK,BITS or DATASET,OBJECTIVE,NETWORK,BITS,PROTOCOL:
 
 DATASET    flickr25k (38 classes), nuswide (21), coco (80), or lists for any other. The papers'
-           splits are in docs/data.md. FOLDER holds their lists (see README, "Your own images"); the
+           splits are in docs/data.md. FOLDER holds their lists (see README, "My images"); the
            name only tells which foreign beginning of paths HashNet's lists have.
 OBJECTIVE  csq, dph, dpn, dpsh, hashnet, hswd, orthohash. Its options, --config.objective.NAME=,
            are in `_options` below and in docs/models.md.

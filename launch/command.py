@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("--workdir", "runs/audit"),
         "how a matcher is fooled at its threshold, as --config audit:pdq says",
     ),
+    "compare": ("launch.compare", (), "compare runs, over seeds and query by query"),
     "check": ("saat_jax.datasets.__main__", ("check",), "check a folder of images and lists"),
     "prepare": ("launch.prepare", (), "make the papers' lists from the owners' files; pack images"),
     "configs": ("launch.settings", (), "list the configs that come with the library"),

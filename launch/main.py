@@ -3,6 +3,7 @@ r"""Runs a task of a config.
     saat-jax --config demo --workdir runs/demo
     saat-jax --config lists:small --workdir runs/mine \
         --config.data.root=FOLDER --config.task=train_hash
+    saat-jax --config defenses:digits --workdir runs/three --seeds 0 1 2
 
 A config is FILE[:VARIANT], or the name of one that comes with the library, such as demo:smoke. Its
 fields are set by --config.NAME=VALUE, numbers as 0.5 or 8/255. --reading has methods as released
@@ -15,6 +16,7 @@ A finished stage is skipped, a stopped one goes on where it was; both are found 
 import argparse
 import logging
 import os
+import pathlib
 import sys
 from importlib import metadata
 
@@ -34,14 +36,24 @@ def main(arguments: list[str] | None = None) -> None:
     config = settings.load_config(options.config)
     common.read_papers(config, options.reading)
     settings.override(config, rest)
+    folders = {options.workdir: config.get("seed")}
+    if options.seeds:
+        if "encoder" in config:
+            parser.error("--seeds is for runs that train; an audit has one seed, config.seed")
+        folders = {f"{options.workdir}/seed_{seed}": seed for seed in options.seeds}
     # The run sets the precision of its config, once that is checked.
     start_jax("highest", options.compilation_cache)
 
     join_job(options)
     # Imported here, so that a wrong flag is answered at once.
-    from saat_jax import pipeline
+    import jax
 
-    pipeline.run(config, options.workdir)
+    from saat_jax import pipeline, reports
+
+    for folder, config.seed in folders.items():
+        pipeline.run(config, folder)
+    if options.seeds and jax.process_index() == 0:
+        reports.show_comparison([options.workdir], pathlib.Path(options.workdir, "comparison.html"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         default="released",
         help="of the papers, see docs/papers.md",
     )
+    add("--seeds", type=int, nargs="+", help="a run for each, in WORKDIR/seed_N, and a comparison")
     add("--compilation_cache", default=".jax_cache", help="folder for compiled programs, or empty")
     add_job_flags(parser)
     return parser

@@ -1,10 +1,13 @@
-r"""Makes lists of the papers' data sets, and shards of any lists. Nothing is downloaded.
+r"""Makes lists of the papers' data sets and of your own images, and shards of any lists.
 
     saat-jax prepare flickr25k --source FOLDER --output data/flickr25k --splits saat
+    saat-jax prepare own --source PHOTOS --output data/mine
     saat-jax prepare pack --root data/flickr25k --output data/flickr25k_256
 
-FOLDER holds the owners' unpacked archives; where to get them is said if anything is missing. The
-lists are of format A (README, "Your own images"); lists that you have need no preparation.
+Nothing is downloaded. FOLDER holds the owners' unpacked archives; where to get them is said if
+anything is missing. PHOTOS holds a folder of images for each class, or any folders if --labels
+names a table. The lists are of format A (README, "My images"); lists that you have need no
+preparation.
 """
 
 import argparse
@@ -16,9 +19,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from launch import terminal
 from saat_jax import datasets, files
-from saat_jax.datasets import originals
+from saat_jax.datasets import originals, own
 
 
 def prepare(
@@ -78,6 +83,17 @@ def prepare(
     else:
         originals.check_original(name, source, original, known)
     rows = originals.split_rows(original, protocol, seed=seed)
+    _write(output, original, rows, settings)
+    return _told(output, original, rows, seed)
+
+
+def _write(
+    output: pathlib.Path,
+    original: originals.Original,
+    rows: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes lists and what made them, all at once or not at all."""
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     originals.write_lists(temporary, original, rows)
@@ -85,8 +101,68 @@ def prepare(
     record = {"settings": settings, "inputs": _sizes(original.files), "lists": made}
     files.write_json(temporary / "prepared.json", record)
     os.replace(temporary, output)
+
+
+def _told(
+    output: pathlib.Path, original: originals.Original, rows: Mapping[str, Any], seed: int
+) -> str:
     text = ", ".join(f"{split} {len(numbers)}" for split, numbers in rows.items())
     return f"{output}: {text}; {len(original.class_names)} classes; seed {seed}"
+
+
+def prepare_own(
+    source: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    labels: pathlib.Path | None = None,
+    num_query: int | None = None,
+    num_train: int | None = None,
+    seed: int = 0,
+) -> str:
+    """Makes lists of one's own images, by folders or a table; arguments as of `own.read_own`.
+
+    Images of the database that look like a query are left out, as finding them shows nothing.
+
+    Args:
+        source: folder of the images.
+        output: folder to make.
+        labels: table of labels; None for a folder for each class.
+        num_query: number of queries; None for a tenth, at most 1,000.
+        num_train: number of training images; None for all others, at most 10,000.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the images or labels are not sound, or the output holds something else.
+    """
+    source = source.resolve()
+    original = own.read_own(source, labels)
+    usual = own.sizes_of(int(original.labels.any(axis=1).sum()))
+    queries = usual[0] if num_query is None else num_query
+    known = originals.OriginalSet(lambda _: original, {}, {}, {}, "")
+    settings = {
+        "set": "own",
+        "labels": labels and str(labels.resolve()),
+        "num_query": num_query,
+        "num_train": num_train,
+        "seed": seed,
+        "source": str(source),
+    }
+    if _is_done(output, settings):
+        return f"{output}: done already"
+    originals.check_original("own", source, original, known)
+    protocol = originals.Protocol(queries, 1, by_class=True)
+    rows = originals.split_rows(original, protocol, seed=seed)
+    codes = own.difference_hashes([source / path for path in original.paths])
+    pairs = own.look_alikes(codes[rows["test"]], codes[rows["database"]])
+    alike = rows["database"][np.unique(pairs[:, 1])]
+    rest = np.setdiff1d(rows["database"], alike)
+    trained = originals.draw(original, rest, usual[1] if num_train is None else num_train, seed)
+    rows = {"train": trained, "test": rows["test"], "database": rest}
+    _write(output, original, rows, settings)
+    dataset = datasets.load_dataset(source="lists", root=str(output), image_size=32, decode=False)
+    datasets.write_png(output / "classes.png", own.picture(dataset))
+    left_out = f"; {len(alike)} left out that look like queries" * bool(len(alike))
+    return f"{_told(output, original, rows, seed)}{left_out}; look at {output / 'classes.png'}"
 
 
 def _sizes(paths: Any) -> dict[str, int | None]:
@@ -168,6 +244,14 @@ def main(arguments: list[str] | None = None) -> int:
         add("--num_train", type=int, help="instead of the paper's")
         help = "take the images that are there; published counts are not checked"
         add("--subset", action="store_true", help=help)
+    add = commands.add_parser("own", help="make lists of your own images").add_argument
+    add("--source", type=pathlib.Path, required=True, help="a folder of images for each class")
+    add("--output", type=pathlib.Path, required=True, help="folder to make")
+    help = "CSV or JSON of labels, instead of folders"
+    add("--labels", type=pathlib.Path, metavar="TABLE", help=help)
+    add("--num_query", type=int, help="by default a tenth of the images, at most 1,000")
+    add("--num_train", type=int, help="by default all others, at most 10,000")
+    add("--seed", type=int, default=0, help="of the draw")
     add = commands.add_parser("pack", help="write the images of lists into shards").add_argument
     add("--root", required=True, help="folder of the lists")
     add("--output", required=True, help="folder of the shards")
@@ -186,6 +270,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.command == "pack":
         print(pack(options))
+    elif options.command == "own":
+        settings = vars(options)
+        del settings["command"]
+        print(prepare_own(**settings))
     else:
         settings = vars(options)
         print(prepare(settings.pop("command"), **settings))

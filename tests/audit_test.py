@@ -200,7 +200,7 @@ def test_an_evasion_leaves_near_duplicates_too(audited, tmp_path):
     others = Photos(tuple(f"{row}-own" for row in range(12)), tuple(IMAGES))
     record = audit(make(), others, POINT, listed, folder=tmp_path, groups=r"^(\d+)-")
     assert record["near_duplicates"] == 12
-    assert record["point"]["false_match"]["trials"] == 24 * 22 // 2
+    assert record["false_match"]["trials"] == 24 * 22 // 2
     arrays, codes = dict(np.load(tmp_path / "audit.npz")), codes_of([*IMAGES, *listed.images])
     for number, (level, line) in enumerate(zip((1, 4), record["tasks"]["evade"], strict=True)):
         paths = [tmp_path / "images" / "evade" / str(level) / f"{row}-own.png" for row in range(12)]

@@ -125,6 +125,12 @@ def _case(kind):
     state = _state(model, optimizer, saat=kind != "hashing")
     if kind == "hashing":
         return defenses.make_hashing_update(model, DPH, optimizer, seed=3), state
+    if kind == "teacher":
+        settings = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 1}
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        first = (variables, optimizer, state.objective, state.code_bank, None, None)
+        update = defenses.make_teacher_update(model, DPH, optimizer, seed=3, **settings)
+        return update, defenses.init_teacher_state(*first)
     steps = {"saat": 1, "saat7": 7}[kind]
     settings = SAAT | {"num_steps": steps}
     return defenses.make_saat_update(model, DPH, optimizer, seed=3, **settings), state
@@ -779,11 +785,61 @@ def test_scale_quirk_follows_the_released_count():
         assert state.objective.forwards == forwards + 2
 
 
+# --- teacher ---
+
+
+def test_teacher_loss_is_the_distance_from_the_clean_codes_of_before():
+    model, optimizer = LinearNet(NUM_BITS), optax.sgd(0.5)
+    settings = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 3, "random_start": False}
+    first = _state(model, optimizer, saat=True, image_size=2)
+    variables, batch = {"params": first.params}, _batch(2, num_real=16, image_size=2)
+
+    def codes_of(params, images):
+        return np.tanh(
+            networks.flatten_channels_first(images) @ params["hash"]["kernel"]
+            + params["hash"]["bias"]
+        )
+
+    def run(**changes):
+        update = defenses.make_teacher_update(model, DPH, optimizer, seed=0, **settings | changes)
+        state = defenses.init_teacher_state(
+            variables, optimizer, first.objective, first.code_bank, None, None
+        )
+        return _on_one_device(update)(state, batch)
+
+    taught = codes_of(first.params, batch["image"])
+    # Of a linear layer the sign of the gradient stays, but where tanh is flat.
+    kernel = np.asarray(first.params["hash"]["kernel"])
+    images = batch["image"]
+    for _ in range(3):
+        flat = codes_of(first.params, images)
+        slope = ((1 - flat**2) * taught) @ kernel.T
+        slope = slope.reshape(16, 3, 2, 2).transpose(0, 2, 3, 1)
+        images = np.clip(
+            images - 2 / 255 * np.sign(slope), batch["image"] - 8 / 255, batch["image"] + 8 / 255
+        )
+        images = np.clip(images, 0, 1)
+    expected = np.mean((codes_of(first.params, images) - taught) ** 2)
+    state, metrics = run()
+    np.testing.assert_allclose(metrics["adversarial_loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["drift_loss"], 0, atol=1e-10)
+    _assert_same_bits(state.defense.params, jax.tree.map(np.asarray, first.params))
+    # After a step clean codes have moved, and drift less than the bound costs nothing.
+    again = _on_one_device(defenses.make_teacher_update(model, DPH, optimizer, seed=0, **settings))(
+        state, batch
+    )[1]
+    drift = np.mean((codes_of(state.params, batch["image"]) - taught) ** 2)
+    np.testing.assert_allclose(again["drift_loss"], drift, rtol=1e-4)
+    free = defenses.make_teacher_update(model, DPH, optimizer, seed=0, max_drift=4.0, **settings)
+    assert _on_one_device(free)(state, batch)[1]["drift_loss"] == 0
+    assert again["adversarial_loss"] < metrics["adversarial_loss"]
+
+
 # --- devices and padding ---
 
 
 @pytest.mark.parametrize("num_real", [16, 13, 3])
-@pytest.mark.parametrize("kind", ["hashing", "saat"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
 def test_one_device_and_eight_agree(kind, num_real):
     assert jax.local_device_count() == 8
     state, batch = _case(kind)[1], _batch(num_real, num_real=num_real)
@@ -804,7 +860,7 @@ def test_one_device_and_eight_agree_after_seven_attack_steps():
     assert np.mean(np.concatenate([x.ravel() for x in close])) > 0.99
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
 def test_pmap_and_shard_map_give_the_same_bits(kind):
     update, state = _case(kind)
     mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
@@ -825,7 +881,7 @@ def test_pmap_and_shard_map_give_the_same_bits(kind):
         state = by_pmap[0]
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
 def test_padding_has_no_influence(kind):
     state, batch = _case(kind)[1], _batch(5, num_real=11)
     padding = batch["mask"] == 0
@@ -837,7 +893,7 @@ def test_padding_has_no_influence(kind):
     _assert_same_bits(_runner(kind, 8)(state, rubbish), _runner(kind, 8)(state, batch))
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
 def test_replicas_agree_repeat_and_are_traced_once(kind):
     update, state = _case(kind)
     traces = []

@@ -24,7 +24,7 @@ LIBRARY = (
         "parallel",
         "perturbation",
     ),
-    ("attacks", "datasets", "mainstay", "networks", "objectives", "reports", "retrieval"),
+    ("attacks", "datasets", "edits", "mainstay", "networks", "objectives", "reports", "retrieval"),
     ("encoders", "prototypes"),
     ("defenses", "generative"),
     ("evaluation", "training"),
@@ -40,7 +40,7 @@ FLOOR = (
     "parallel",
     "perturbation",
 )
-LAUNCH = (("settings", "terminal"), ("main", "prepare"), ("reproduce",), ("command",))
+LAUNCH = (("settings", "terminal"), ("compare", "main", "prepare"), ("reproduce",), ("command",))
 CONFIGS = (
     ("common",),
     ("audit", "demo", "lists"),

@@ -52,11 +52,41 @@ def square(
         Andriushchenko et al., Square attack: a query-efficient black-box adversarial attack via
         random search, ECCV 2020.
     """
-    height, width, channels = images.shape[1:]
     first_keys, next_keys = jax.vmap(jax.random.split, out_axes=1)(row_keys(rng, len(images)))
+
+    def ask(query: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, lowest = at
+        tried = try_square(best, images, next_keys, query, epsilon=epsilon, num_queries=num_queries)
+        losses = loss_fn(tried)
+        better = losses < lowest
+        return jnp.where(per_image(better), tried, best), jnp.where(better, losses, lowest)
+
+    start = stripes(first_keys, images, epsilon=epsilon)
+    return jax.lax.fori_loop(1, num_queries, ask, (start, loss_fn(start)))
+
+
+def try_square(
+    best: Array,
+    images: Array,
+    keys: Array,
+    query: Array | int,
+    *,
+    epsilon: float | Array,
+    num_queries: int,
+) -> Array:
+    """The images so far, each with another square. `[batch, height, width, channels]`
+
+    Args:
+        best: `[batch, height, width, channels]` the images so far.
+        images: the same shape, the centres of the balls.
+        keys: `[batch]` keys.
+        query: its number, from 1.
+        epsilon, num_queries: as of `square`.
+    """
+    height, width, channels = images.shape[1:]
     halved_at = jnp.array(_HALVED_AT) * num_queries / _OF
 
-    def cover(key: Array, query: Array) -> Array:
+    def cover(key: Array) -> Array:
         """A square of ±1 by channel on zeros. `[height, width, channels]`"""
         share = _FIRST_SHARE * 0.5 ** jnp.sum(query > halved_at)
         side = jnp.clip(jnp.round(jnp.sqrt(share * height * width)), 1, min(height, width) - 1)
@@ -69,13 +99,4 @@ def square(
         signs = jax.random.rademacher(sign_key, (channels,), images.dtype)
         return inside[..., None] * signs
 
-    def ask(query: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-        best, lowest = at
-        squares = jax.vmap(cover, in_axes=(0, None))(next_keys, query)
-        tried = project(best + 2 * per_image(epsilon) * squares, images, epsilon=epsilon)
-        losses = loss_fn(tried)
-        better = losses < lowest
-        return jnp.where(per_image(better), tried, best), jnp.where(better, losses, lowest)
-
-    start = stripes(first_keys, images, epsilon=epsilon)
-    return jax.lax.fori_loop(1, num_queries, ask, (start, loss_fn(start)))
+    return project(best + 2 * per_image(epsilon) * jax.vmap(cover)(keys), images, epsilon=epsilon)

@@ -270,15 +270,25 @@ def split_rows(original: Original, protocol: Protocol, *, seed: int) -> dict[str
             f"{len(candidates)}; choose num_query and num_train from 1, together at most as many"
         )
 
-    def key(row: int) -> bytes:
-        return hashlib.sha256(f"{seed} {original.paths[row]}".encode()).digest()
-
-    order: list[int] = sorted(candidates.tolist(), key=key)
+    order = _in_order(original, candidates, seed)
     drawn = _in_turn(order, original.labels) if protocol.by_class else iter(order)
     query = np.sort(list(itertools.islice(drawn, protocol.num_query)))
     train = np.sort(list(itertools.islice(drawn, protocol.num_train)))
     kept = everything if protocol.keep_unlabelled else np.flatnonzero(labelled)
     return {"train": train, "test": query, "database": np.setdiff1d(kept, query)}
+
+
+def draw(original: Original, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """So many of some labelled rows, or all of them, drawn as `split_rows` draws. Ascending."""
+    labelled = rows[original.labels[rows].any(axis=1)]
+    return np.sort(_in_order(original, labelled, seed)[:count]).astype(int)
+
+
+def _in_order(original: Original, rows: np.ndarray, seed: int) -> list[int]:
+    def key(row: int) -> bytes:
+        return hashlib.sha256(f"{seed} {original.paths[row]}".encode()).digest()
+
+    return sorted(rows.tolist(), key=key)
 
 
 def write_lists(folder: pathlib.Path, original: Original, splits: Mapping[str, np.ndarray]) -> None:

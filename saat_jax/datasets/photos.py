@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saat_jax import lazy, options
-from saat_jax.datasets.images import decode_image, open_image, reason
+from saat_jax.datasets.images import open_image, reason
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 # Those that come within scikit-image itself, in colour or grey, of at most a megapixel.
@@ -181,32 +180,3 @@ def _shrunk(image: np.ndarray, longest: int | None) -> np.ndarray:
     canvas = lazy.require("PIL.Image").fromarray(image)
     canvas.thumbnail((longest, longest))
     return np.asarray(canvas)
-
-
-def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """What is left of a `[height, width, 3]` uint8 image that was saved as JPEG and read again."""
-    buffer = io.BytesIO()
-    lazy.require("PIL.Image").fromarray(image).save(buffer, format="jpeg", quality=quality)
-    return np.asarray(decode_image(buffer.getvalue()))
-
-
-def edited(image: np.ndarray) -> dict[str, np.ndarray]:
-    """What happens to images without an attacker, by name. Each uint8, not all of the same size.
-
-    Args:
-        image: `[height, width, 3]` uint8.
-    """
-    pillow = lazy.require("PIL.Image")
-    height, width = image.shape[:2]
-    margin_y, margin_x = height // 40, width // 40
-    half = pillow.fromarray(image).resize((max(width // 2, 1), max(height // 2, 1)))
-    brighter = np.clip(np.round(1.1 * image.astype(np.float32)), 0, 255).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(-8, 9, image.shape)
-    return {
-        "JPEG 95": as_jpeg(image, 95),
-        "JPEG 75": as_jpeg(image, 75),
-        "half size": np.asarray(half),
-        "crop 5 %": image[margin_y : height - margin_y, margin_x : width - margin_x],
-        "10 % brighter": brighter,
-        "noise 8/255": np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8),
-    }

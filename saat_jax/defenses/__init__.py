@@ -1,4 +1,5 @@
-"""Training updates: plain hashing, and adversarial training by SAAT, CgAT and ATRDH.
+"""Training updates: plain hashing, and adversarial training by SAAT, CgAT and ATRDH, or by a
+teacher, without labels.
 
 Each `make_*_update` builds one pure per-device function
 `update(state, batch, *, axis_name) -> (state, metrics)`, which `parallel.map_update` maps over
@@ -38,21 +39,25 @@ from saat_jax.defenses.saat import (
     init_minimax_state,
     make_saat_update,
 )
+from saat_jax.defenses.teacher import Teacher, init_teacher_state, make_teacher_update
 
 __all__ = [
     "DEFENSES",
     "AtrdhState",
     "Batch",
     "Defense",
+    "Teacher",
     "TrainState",
     "UpdateFn",
     "init_atrdh_state",
     "init_minimax_state",
     "init_state",
+    "init_teacher_state",
     "make_atrdh_update",
     "make_cgat_update",
     "make_hashing_update",
     "make_saat_update",
+    "make_teacher_update",
     "training_pass",
 ]
 
@@ -114,6 +119,11 @@ DEFENSES: options.Choices[Defense] = options.Choices(
                 "weighting": "similarity",
                 "ties": "positive",
             },
+        ),
+        "teacher": Defense(
+            make_teacher_update,
+            init_teacher_state,
+            options={**_INNER_ATTACK, "clean_weight": 1.0, "max_drift": 0.0},
         ),
     },
 )

@@ -1,18 +1,20 @@
 """A model in, robustness records out: named attacks, one protocol, one record for each."""
 
-from saat_jax.evaluation.audit import audit
+from saat_jax.evaluation.audit import attack, audit
 from saat_jax.evaluation.crafting import (
     AttackResult,
     Encoder,
     attack_queries,
     encode,
 )
+from saat_jax.evaluation.edited import edited
 from saat_jax.evaluation.flags import FLAGS, Flag
 from saat_jax.evaluation.judging import (
     attacker_knowledge,
     batches_from,
     surrogate,
 )
+from saat_jax.evaluation.matcher import Matcher
 from saat_jax.evaluation.methods import (
     AIMS,
     ATTACKS,
@@ -23,6 +25,7 @@ from saat_jax.evaluation.methods import (
     TargetCodes,
 )
 from saat_jax.evaluation.protocol import Protocol
+from saat_jax.evaluation.queries import queries
 from saat_jax.evaluation.records import evaluate
 from saat_jax.evaluation.suites import (
     PRESETS,
@@ -34,6 +37,7 @@ from saat_jax.evaluation.suites import (
     standard_suite,
 )
 from saat_jax.evaluation.transfer import transfer
+from saat_jax.evaluation.universal import learned_universal, transfer_matches, universal
 
 __all__ = [
     "AIMS",
@@ -49,18 +53,25 @@ __all__ = [
     "Encoder",
     "Flag",
     "Learned",
+    "Matcher",
     "Protocol",
     "Suite",
     "TargetCodes",
     "all_members",
+    "attack",
     "attack_queries",
     "attacker_knowledge",
     "audit",
     "batches_from",
     "create_attack",
+    "edited",
     "encode",
     "evaluate",
+    "learned_universal",
+    "queries",
     "standard_suite",
     "surrogate",
     "transfer",
+    "transfer_matches",
+    "universal",
 ]

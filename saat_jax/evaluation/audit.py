@@ -9,31 +9,26 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from saat_jax import datasets, files, options, retrieval
-from saat_jax.datasets.photos import Photos, as_jpeg, edited, load_photos
+from saat_jax import datasets, options, retrieval
 from saat_jax.encoders import Encoder, parity
 from saat_jax.evaluation import flags, matcher
-from saat_jax.evaluation.matcher import Fooled, Matcher, Task
-from saat_jax.evaluation.record_files import RecordFiles, digest_of
+from saat_jax.evaluation.matcher import Fooled, Images, Matcher, Task, quartiles
 from saat_jax.retrieval import OperatingPoint, Rate
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 # As what the attacked image may be sent beside PNG, by which the searches are judged.
-_QUALITIES = (95, 75)
+_SENT = ("jpeg_95", "jpeg_75")
+# What happens to images without an attacker.
+_EDITS = ("jpeg_95", "jpeg_75", "resize_50", "crop_5", "brightness_110", "screenshot_90")
 # Images that are encoded again to see whether the codes stay; of each task, shown on the page; of
 # which the distances of all pairs are kept.
 _NUM_AGAIN, _NUM_EXAMPLES, _NUM_PAIRED = 8, 4, 200
-# What is told of an encoder.
-_TOLD = ("name", "num_bits", "runtime", "fingerprint", "image_size", "differentiable")
 Record = dict[str, Any]
-Images = str | os.PathLike[str] | Sequence[np.ndarray] | Photos
 
 
 def audit(
@@ -44,38 +39,18 @@ def audit(
     *,
     folder: str | os.PathLike[str],
     epsilons: Sequence[float] = EPSILONS,
-    limit: int | None = None,
-    longest: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    indexes: Mapping[str, retrieval.MakeIndex] | None = None,
-    groups: str | None = None,
     progress: bool = False,
+    **given: Any,
 ) -> Record:
     """Measures how easily a matcher is evaded and made to collide at its operating point.
 
     Args:
-        encoder: as `load_encoder` gives it.
-        images: a folder, or `[height, width, 3]` uint8 arrays, or "" for scikit-image's photos;
-            all different. They are listed, attacked copies of them are to go unrecognised, and
-            they are to be taken for other listed ones.
-        point: an `OperatingPoint`, or what `retrieval.point_of` makes one of, such as
-            `{"radius": 31}` or `{"false_match_rate": 0.001}`.
-        listed: what is listed beside them.
+        encoder, images, point, listed: as of `Matcher`.
         folder: where the record and the attacked images go, as PNG.
         epsilons: radii of the L-infinity ball in units of [0, 1]; 8-bit images know only whole
             grey levels, of which each is rounded down.
-        limit: so many of the images are attacked, evenly spaced; None for all.
-        longest: larger images are brought down to such a long side first, in pixels; smaller ones
-            take less time, and are harder to fool.
-        seed: of the starts, and of which image is to be taken for which.
-        batch_size: images of one size that are attacked together.
-        indexes: what makes the indexes that the listed images are in, by name, such as
-            `retrieval.faiss_index("ivf")`: what they return of the attacked images is told beside.
-        groups: a regular expression; images, listed ones too, in whose names it finds the same
-            text are near-duplicates. An attacked copy is to match none of them, none is a victim
-            of another, and their pairs are no false matches.
         progress: whether to show a progress bar.
+        **given: what else a `Matcher` takes.
 
     Returns:
         The record, which `<folder>/audit.json` has too. One that is there with the same identity
@@ -86,46 +61,29 @@ def audit(
             point, or an argument is wrong.
         OSError: if something cannot be written.
     """
-    numbers = {"seed": seed, "batch_size": batch_size, "limit": limit, "longest": longest}
-    options.check_numbers(epsilons=tuple(epsilons), **numbers)
+    return attack(
+        Matcher(encoder, images, point, listed, **given),
+        folder=folder,
+        epsilons=epsilons,
+        progress=progress,
+    )
+
+
+def attack(
+    made: Matcher,
+    *,
+    folder: str | os.PathLike[str],
+    epsilons: Sequence[float] = EPSILONS,
+    progress: bool = False,
+) -> Record:
+    """Attacks a matcher by its gradient, within balls of several sizes; arguments as of `audit`."""
+    options.check_numbers(epsilons=tuple(epsilons))
     levels = _levels(epsilons)
-    photos = load_photos(images, longest=longest).fitted(encoder.image_size)
-    others: Photos | None = None
-    if listed is not None:
-        others = load_photos(listed, longest=longest).fitted(encoder.image_size)
-    made_from = {
-        "encoder": encoder.fingerprint,
-        "images": photos.fingerprint(),
-        "listed": others and others.fingerprint(),
-        "point": point.asdict() if isinstance(point, OperatingPoint) else dict(point),
-        "levels": levels,
-        "limit": limit,
-        "seed": seed,
-        "members": [matcher.MEMBERS, matcher.NUM_STEPS, matcher.NUM_QUERIES],
-        "indexes": [*(indexes or {})],
-        "groups": groups or None,
-        "version": metadata.version("saat-jax"),
-    }
-    place = RecordFiles(pathlib.Path(folder), "audit", digest_of(made_from))
-    if (record := place.read({"tasks": dict})) is not None and place.arrays.is_file():
-        return record
-    with jax.default_matmul_precision("highest"):
-        made = Matcher(
-            encoder,
-            photos,
-            others,
-            point,
-            indexes=indexes or {},
-            groups=groups,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        _make(made, levels, place, batch_size, progress)
-    # As any later call finds it.
-    stored = place.read()
-    assert stored is not None
-    return stored
+
+    def make(unfinished: pathlib.Path) -> tuple[Record, dict[str, np.ndarray]]:
+        return _make(made, levels, pathlib.Path(folder), unfinished, progress)
+
+    return made.record("audit", folder, {"levels": levels}, make)
 
 
 def _levels(epsilons: Sequence[float]) -> list[int]:
@@ -139,15 +97,9 @@ def _levels(epsilons: Sequence[float]) -> list[int]:
 
 
 def _make(
-    made: Matcher,
-    levels: list[int],
-    place: RecordFiles,
-    batch_size: int,
-    progress: bool,
-) -> None:
-    """Attacks some of the photos, and writes record, arrays and images."""
-    unfinished = place.unfinished("audit", batch_size)
-    place.make_room(unfinished)
+    made: Matcher, levels: list[int], folder: pathlib.Path, unfinished: pathlib.Path, progress: bool
+) -> tuple[Record, dict[str, np.ndarray]]:
+    """Attacks some of the photos, and writes the images."""
     record, arrays = _without_attack(made)
     tasks = [task for name in matcher.TASKS if len((task := made.task(name)).rows)]
     total = sum(len(task.rows) for task in tasks) * len(levels)
@@ -174,19 +126,15 @@ def _make(
                 {"epsilon": level / 255, **_told(made, task, fooled, outputs[level])}
                 for level, fooled in by_level.items()
             ]
-            record["smallest_epsilon"][task.name] = _quartiles(smallest)
+            record["smallest_epsilon"][task.name] = quartiles(smallest)
             arrays |= _kept(made, task, by_level, smallest, outputs)
-            _save_images(place.folder / "images" / task.name, made, task, by_level)
+            _save_images(folder / "images" / task.name, made, task, by_level)
     record["flags"] = flags.raised(_flags(made, record, found))
-    record["identity"] = place.identity
-    files.write_arrays(place.arrays, arrays)
-    # The record last: it says that all is there.
-    files.write_json(place.record, record)
-    place.remove_unfinished()
+    return record, arrays
 
 
 def _without_attack(made: Matcher) -> tuple[Record, dict[str, np.ndarray]]:
-    """Who, what and where; and what is known before any attack."""
+    """What is known before any attack."""
     encoder, point = made.encoder, made.point
     false_match = None
     if point.kind != "top_k":
@@ -195,24 +143,17 @@ def _without_attack(made: Matcher) -> tuple[Record, dict[str, np.ndarray]]:
     own = made.task("evade")
     edits: dict[str, Record] = {}
     changed = []
-    copies = [edited(made.photos.images[row]) for row in own.rows]
-    for name in copies[0]:
-        images = Photos((), tuple(copy[name] for copy in copies)).fitted(encoder.image_size).images
-        outputs = encoder.run(images)
+    for name in _EDITS:
+        outputs = made.run_edited([made.photos.images[row] for row in own.rows], name)
         changed.append(made.changed(own, outputs).astype(np.float32))
-        lost = int(np.sum(made.gain(own, outputs) > 0))
         edits[name] = {
-            "unmatched": Rate(lost, len(own.rows)).asdict(),
-            "changed": _quartiles(changed[-1]),
+            "unmatched": made.rate(own, outputs).asdict(),
+            "changed": quartiles(changed[-1]),
         }
     passes = len(made.members) * (matcher.NUM_STEPS + 1)
     record = {
-        "encoder": {field: getattr(encoder, field) for field in _TOLD},
         "parity": dataclasses.asdict(parity(encoder, made.photos.images, made.outputs)),
-        "images": {"number": len(made.photos), "fingerprint": made.photos.fingerprint()},
-        "listed": len(made.listed),
-        "near_duplicates": len(made.listed) - len(np.unique(made.groups)),
-        "point": {**point.asdict(), "false_match": false_match},
+        "false_match": false_match,
         "edits": edits,
         "indexes": {
             name: Rate(int(match.sum()), len(own.rows)).asdict()
@@ -220,10 +161,6 @@ def _without_attack(made: Matcher) -> tuple[Record, dict[str, np.ndarray]]:
         },
         "forward_passes": passes or matcher.NUM_QUERIES + 1,
         "backward_passes": passes,
-        "seed": made.seed,
-        "version": metadata.version("saat-jax"),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
     }
     few, groups = made.listed_outputs[:_NUM_PAIRED], made.groups[:_NUM_PAIRED]
     different = np.triu(groups[:, None] != groups, k=1)
@@ -242,15 +179,11 @@ def _without_attack(made: Matcher) -> tuple[Record, dict[str, np.ndarray]]:
 
 def _told(made: Matcher, task: Task, fooled: Fooled, outputs: np.ndarray) -> Record:
     """What is said of a task within one radius, of images and what they are encoded to."""
-    told: Record = {}
-    sent = {
-        f"jpeg_{quality}": made.encoder.run([as_jpeg(image, quality) for image in fooled.images])
-        for quality in _QUALITIES
-    }
+    told = {"png": made.rate(task, outputs).asdict()}
     # A PNG has every level of an image.
-    for name, found in {"png": outputs, **sent}.items():
-        told[name] = Rate(int(np.sum(made.gain(task, found) > 0)), len(task.rows)).asdict()
-    told["changed"] = _quartiles(made.changed(task, outputs))
+    for name in _SENT:
+        told[name] = made.rate(task, made.run_edited(fooled.images, name)).asdict()
+    told["changed"] = quartiles(made.changed(task, outputs))
     told["indexes"] = {
         index: Rate(int(np.sum(match == (task.sign > 0))), len(task.rows)).asdict()
         for index, match in made.by_index(outputs, task.wanted).items()
@@ -332,10 +265,3 @@ def _flags(
     if shrunk:
         values["not_monotone"] = float(np.mean(np.concatenate(shrunk)))
     return values
-
-
-def _quartiles(values: np.ndarray) -> dict[str, float | None]:
-    """Median and quartiles; None where they lie above all that is known."""
-    quantiles = np.quantile(values, [0.25, 0.5, 0.75], method="higher").tolist()
-    names = ("low", "median", "high")
-    return {n: v if np.isfinite(v) else None for n, v in zip(names, quantiles, strict=True)}

@@ -351,6 +351,28 @@ class Attack:
         return {**self.options, **self.targets.options}
 
 
+def _universal(
+    encode_fn: hamming.EncodeFn,
+    variables: Any,
+    images: Array,
+    target_codes: Array,
+    rng: Array,
+    *,
+    targeted: bool,
+    epsilon: float | None,
+    num_steps: int,
+    patch: float,
+    perturbations: Array,
+) -> Array:
+    """Images with the perturbation that was learned for all of their target label."""
+    del encode_fn, variables, rng, targeted, num_steps
+    mask = attacks.patch_mask(*images.shape[1:3], share=patch) if patch else None
+    put_on = functools.partial(attacks.put_on, epsilon=epsilon or 0.0, mask=mask)
+    return jax.vmap(lambda image, row: put_on(image[None], perturbations[row])[0])(
+        images, target_codes
+    )
+
+
 _STEPS = {"step_size": ..., "num_steps": ..., "loss": "focused", "anneal": False}
 _PGD = {**_STEPS, "direction": "sign", "random_start": True, "norm": "linf"}
 _MOMENTUM = {**_STEPS, "decay": 1.0}
@@ -422,6 +444,13 @@ ATTACKS: options.Choices[Attack] = options.Choices(
         ),
         "surrogate": Attack(
             _search_on_surrogate, _learned("surrogate"), options={"num_steps": ...}
+        ),
+        "universal": Attack(
+            _universal,
+            _learned("universal"),
+            options={"num_steps": ..., "patch": 0.0},
+            needs_epsilon=False,
+            passes=lambda given: (0, 0),
         ),
         "images": Attack(
             _given_images,

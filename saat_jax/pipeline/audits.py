@@ -2,7 +2,7 @@
 
 import importlib.util
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +15,71 @@ from saat_jax.pipeline.runs import Run
 from saat_jax.pipeline.validation import check_epsilons
 from saat_jax.pipeline.workdir import store_config, stored_config
 
+
+def _queries(made: evaluation.Matcher, *, index: str, **given: Any) -> Any:
+    """`evaluation.queries`, by an index that a config names."""
+    kind, _, rest = index.partition(":")
+    if kind == "pgvector":
+        return evaluation.queries(made, index=retrieval.pgvector_index(rest), **given)
+    return evaluation.queries(made, index=retrieval.faiss_index(kind) if kind else None, **given)
+
+
+def _transfer(made: evaluation.Matcher, *, encoders: Sequence[str], **given: Any) -> Any:
+    """`evaluation.transfer_matches`, between the encoder and others that a config names."""
+    matchers = {made.encoder.name: made}
+    for text in encoders:
+        source, _, radius = text.partition("=")
+        point = {"radius": float(radius)} if radius else {"false_match_rate": 0.01}
+        encoder = load_encoder(source)
+        matchers[encoder.name] = made.by(encoder, point)
+    return evaluation.transfer_matches(matchers, **given)
+
+
+# By the name of the task: what makes that part of an audit, and the fields of its section in the
+# config, which are its arguments; None if it has no section. "report" only writes the page.
+PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None]] = (
+    options.Choices(
+        "task",
+        {
+            "audit": (evaluation.attack, None),
+            "edits": (
+                evaluation.edited,
+                {
+                    "epsilon": options.number,
+                    "survive": options.anything,
+                    "at_precision": options.number,
+                    "names": options.anything,
+                },
+            ),
+            "queries": (
+                _queries,
+                {
+                    "epsilon": options.number,
+                    "budget": options.number,
+                    "answers": options.anything,
+                    "games": options.anything,
+                    "task": str,
+                    "index": str,
+                    "per_second": options.number,
+                },
+            ),
+            "universal": (
+                evaluation.universal,
+                {
+                    "epsilon": options.number,
+                    "patch": options.number,
+                    "task": str,
+                    "num_steps": options.number,
+                },
+            ),
+            "transfer": (_transfer, {"epsilon": options.number, "encoders": options.anything}),
+            "report": (None, None),
+        },
+    )
+)
+_MATCHER = ("limit", "longest", "size", "groups", "seed", "batch_size")
 FIELDS: dict[str, Any] = {
-    "task": options.Choices("task", {"audit": None}),
+    "task": PARTS,
     "seed": options.number,
     "encoder": str,
     "images": str,
@@ -24,6 +87,7 @@ FIELDS: dict[str, Any] = {
     "groups": str,
     "limit": options.anything,
     "longest": options.anything,
+    "size": options.anything,
     "point": {
         "kind": retrieval.KINDS,
         "value": options.anything,
@@ -31,6 +95,7 @@ FIELDS: dict[str, Any] = {
     },
     "epsilons": check_epsilons,
     "batch_size": options.number,
+    **{name: fields for name, (_, fields) in PARTS.items() if fields is not None},
 }
 
 
@@ -111,7 +176,7 @@ def _of_run(workdir: pathlib.Path, name: str) -> Encoder:
 
 
 def audit(config: Config, workdir: pathlib.Path) -> None:
-    """Audits the config's encoder, writes the page, and prints the table.
+    """Makes a part of the audit of the config's encoder, writes the page, and prints the tables.
 
     Raises:
         ValueError: if a field of the config is wrong, or what it names is not there.
@@ -119,26 +184,24 @@ def audit(config: Config, workdir: pathlib.Path) -> None:
     config = config.to_dict() if hasattr(config, "to_dict") else config
     options.check_tree("", config, FIELDS, whole="the config")
     options.check_numbers(seed=config["seed"], batch_size=config["batch_size"])
-    point = config["point"]
-    rate = point["false_match_rate"]
-    given = {"false_match_rate": rate, "kind": point["kind"]}
-    if rate is None:
-        given = retrieval.OperatingPoint.create(**{point["kind"]: point["value"]}).asdict()
-    encoder = load_encoder(config["encoder"])
-    store_config(workdir, config)
-    print(f"running on {jax.devices()[0].device_kind}: audit {encoder.name}", flush=True)
-    evaluation.audit(
-        encoder,
-        config["images"],
-        given,
-        config["listed"] or None,
-        folder=workdir,
-        epsilons=config["epsilons"],
-        limit=config["limit"],
-        longest=config["longest"],
-        seed=config["seed"],
-        batch_size=config["batch_size"],
-        groups=config["groups"],
-        progress=True,
-    )
+    task = config["task"]
+    part, fields = PARTS[task]
+    if part is not None:
+        point = config["point"]
+        rate = point["false_match_rate"]
+        given = {"false_match_rate": rate, "kind": point["kind"]}
+        if rate is None:
+            given = retrieval.OperatingPoint.create(**{point["kind"]: point["value"]}).asdict()
+        encoder = load_encoder(config["encoder"])
+        made = evaluation.Matcher(
+            encoder,
+            config["images"],
+            given,
+            config["listed"] or None,
+            **{name: config[name] for name in _MATCHER},
+        )
+        store_config(workdir, config)
+        print(f"running on {jax.devices()[0].device_kind}: {task} {encoder.name}", flush=True)
+        settings = {"epsilons": config["epsilons"]} if fields is None else config[task]
+        part(made, folder=workdir, progress=True, **settings)
     reports.show_audit(workdir)

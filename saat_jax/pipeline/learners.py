@@ -23,6 +23,9 @@ from saat_jax.pipeline.parts import Config, decisive
 from saat_jax.pipeline.runs import Run, TrainedModel
 from saat_jax.pipeline.stages import train_batches, train_stage
 
+# Training images that a universal perturbation is learned on, which are in memory together.
+_NUM_UNIVERSAL = 512
+
 
 def learn_attacks(
     run: Run, name: str, model: TrainedModel, suite: Mapping[str, evaluation.AnyAttack]
@@ -38,13 +41,49 @@ def learn_attacks(
     Returns:
         The target codes by name, for `evaluation.evaluate`.
     """
-    learners = {"tha": _learn_tha, "prosgan": _learn_prosgan, "surrogate": _surrogate}
+    learners = {
+        "tha": _learn_tha,
+        "prosgan": _learn_prosgan,
+        "surrogate": _surrogate,
+        "universal": _learn_universal,
+    }
     wanted = {attack.learned: attack.attack for attack in evaluation.all_members(suite)}
     return {
         section: learners[attack](run, name, model, section)
         for section, attack in wanted.items()
         if attack in learners
     }
+
+
+def _learn_universal(run: Run, name: str, model: TrainedModel, section: str) -> evaluation.Learned:
+    """One perturbation for all queries, learned on some training images; no section has it."""
+    del name
+    found = {str(a.asdict()): a for a in evaluation.all_members(run.suite) if a.learned == section}
+    several = {(a.epsilon, *sorted(a.options.items())) for a in found.values()}
+    if len(several) > 1:
+        raise ValueError(
+            f"attacks with different settings share the universal perturbation {section!r}; give "
+            "each a name of its own by the option `learned`"
+        )
+    settings = next(iter(found.values()))
+    if (settings.epsilon is None) != bool(settings.options.get("patch")):
+        raise ValueError(
+            f"the attack {section!r} needs an epsilon, or a patch and no epsilon, got epsilon "
+            f"{settings.epsilon} and patch {settings.options.get('patch', 0.0)}"
+        )
+    train = run.data.train
+    rows = np.linspace(0, len(train) - 1, min(len(train), _NUM_UNIVERSAL)).astype(int)
+    codes = run.encode(model.encode_fn, model.variables, train)
+    return evaluation.learned_universal(
+        evaluation.Encoder(model.encode_fn, model.variables),
+        run.load_images(train, rows),
+        train.labels[rows],
+        codes[rows],
+        settings,
+        seed=run.config["seed"],
+        batch_size=run.config["evaluation"]["batch_size"],
+        identity={**run.identity, **_attacked(model)},
+    )
 
 
 class _PrototypeNet(NamedTuple):

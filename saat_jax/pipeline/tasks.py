@@ -180,7 +180,7 @@ _PARTS: dict[str, tuple[Part, ...]] = {
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Runs the config's task, one of `validation.TASKS`; "audit" has a config of its own.
+    """Runs the config's task, one of `validation.TASKS`, or of `audits.PARTS` if it has an encoder.
 
     What is finished in the folder is not done again, what was stopped goes on.
 
@@ -196,13 +196,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> None:
             use.
     """
     folder = check_workdir(workdir)
+    if hasattr(config, "get") and "encoder" in config:
+        with locked(folder):
+            audits.audit(config, folder)
+        return
     if hasattr(config, "get") and config.get("task") == "report":
         # Needs no data, and no lock.
         show_report(folder)
-        return
-    if hasattr(config, "get") and config.get("task") == "audit":
-        with locked(folder):
-            audits.audit(config, folder)
         return
     with locked(folder):
         made = Run(config, folder)

@@ -9,7 +9,8 @@ Vocabulary: a *record* is the judgement of one model on one kind of query (`beni
 name of an attack); *hardening* is what turns the model `pretrained` into any other model.
 """
 
-from saat_jax.reports.audits import audit_table, show_audit
+from saat_jax.reports.audits import PARTS, audit_table, show_audit
+from saat_jax.reports.compare import show_comparison
 from saat_jax.reports.page import show_report, write_report
 from saat_jax.reports.records import load_records
 from saat_jax.reports.tables import (
@@ -21,11 +22,13 @@ from saat_jax.reports.tables import (
 )
 
 __all__ = [
+    "PARTS",
     "attack_table",
     "audit_table",
     "iterations_table",
     "load_records",
     "show_audit",
+    "show_comparison",
     "show_report",
     "summary_table",
     "terminal_tables",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saat_jax.reports import analysis
+from saat_jax.reports import analysis, charts
 from saat_jax.reports.records import Examples, Record, RunFiles, is_benign, is_suite, key_of
 
 MAX_QUERIES = 6
@@ -93,6 +93,11 @@ def embed(image: np.ndarray, max_side: int | None = None) -> tuple[str, bool]:
     canvas.save(buffer, kind, quality=85)
     is_small = kind == "png" and max(canvas.size) <= _MAX_PIXELATED
     return address(buffer.getvalue(), kind), is_small
+
+
+def drawn(chart: charts.Chart) -> dict[str, str]:
+    """The addresses of a chart's images by theme."""
+    return {theme: address(charts.draw(chart, theme=theme)) for theme in charts.THEMES}
 
 
 def address(content: bytes, kind: str = "png") -> str:

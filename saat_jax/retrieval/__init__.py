@@ -21,6 +21,7 @@ from saat_jax.retrieval.indexes import (
     FAISS,
     Index,
     MakeIndex,
+    array_index,
     faiss_index,
     matches,
     pack,
@@ -40,6 +41,7 @@ from saat_jax.retrieval.metrics import (
     precision_recall_curve,
     weighted_map_at_k,
 )
+from saat_jax.retrieval.oracles import ANSWERS, Answer, Oracle
 from saat_jax.retrieval.points import (
     KINDS,
     OperatingPoint,
@@ -53,12 +55,16 @@ __all__ = [
     "FAISS",
     "KINDS",
     "MAX_WORKING_BYTES",
+    "ANSWERS",
     "NORMALIZERS",
     "TIES",
+    "Answer",
     "Index",
     "MakeIndex",
+    "Oracle",
     "OperatingPoint",
     "Rate",
+    "array_index",
     "average_precision",
     "choose_point",
     "distance_histograms",

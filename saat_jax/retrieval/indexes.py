@@ -46,11 +46,35 @@ def matches(
         k: so many are asked for; of a point "top_k" its own number.
     """
     rows, distances = index.search(outputs, int(point.value) if point.kind == "top_k" else k)
-    within = np.ones(rows.shape, bool)
-    if point.kind != "top_k":
-        within = distances <= (point.value if point.kind == "radius" else 1 - point.value + 1e-6)
+    within = np.ones(rows.shape, bool) if point.kind == "top_k" else point.within(distances)
     found = (rows[:, :, None] == np.asarray(wanted)[:, None, :]).any(axis=2)
     return (found & within & (rows >= 0)).any(axis=1)
+
+
+def array_index(point: OperatingPoint) -> MakeIndex:
+    """Exact search through arrays, by what a point looks at; equally near ones by their rows.
+
+    Example:
+        >>> index = array_index(OperatingPoint.create(radius=1))(np.array([[1.0, 1], [-1, -1]]))
+        >>> [found.tolist() for found in index.search(np.array([[-1.0, -2]]), 2)]
+        [[[1, 0]], [[0.0, 2.0]]]
+    """
+
+    def make(outputs: np.ndarray) -> Index:
+        return _Arrays(outputs, point)
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    listed: np.ndarray
+    point: OperatingPoint
+
+    def search(self, outputs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        apart = self.point.apart(outputs, self.listed)
+        rows = np.argsort(apart, axis=1, kind="stable")[:, :k]
+        return rows, np.take_along_axis(apart, rows, axis=1)
 
 
 def pack(outputs: np.ndarray) -> np.ndarray:

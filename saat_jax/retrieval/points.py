@@ -127,6 +127,12 @@ class OperatingPoint:
         rank = jnp.sum(others[:, None] <= distances[..., None], axis=-1)
         return self.value + 0.5 - rank
 
+    def within(self, apart: np.ndarray) -> np.ndarray:
+        """Which distances, as of `apart`, are a match; of a point with a threshold."""
+        if self.kind == "cosine":
+            return apart <= 1 - self.value + 1e-6
+        return apart <= self.value
+
     def num_agreeing(self, num_bits: int) -> Any:
         """How many bits must agree for a match; half of them where no distance says so."""
         return num_bits - self.value if self.kind == "radius" else num_bits // 2
