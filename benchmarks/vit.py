@@ -45,7 +45,7 @@ def make_ours(*, batch: int, gradient: bool, **options: Any) -> Callable[[], Any
 
 
 def make_peer(*, batch: int, gradient: bool) -> Callable[[], Any]:
-    """torchvision's network of the same sizes."""
+    """PyTorch's, by torchvision: a network of the same sizes."""
     import torch
     from torchvision.models.vision_transformer import VisionTransformer
 
