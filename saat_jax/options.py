@@ -284,6 +284,8 @@ RANGES: dict[str, Range] = {
     "threshold": _SHARE,
     "patch": Range(0, 0.99),
     "max_drift": Range(0, 4),
+    "sigma": _POSITIVE,
+    "alpha_error": Range(0, 0.5, above=True),
     "sharpness": _POSITIVE,
     "exponent": Range(),
     "batch_scale": _COUNT,

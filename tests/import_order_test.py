@@ -14,6 +14,7 @@ CHECKOUT = ROOT.parent
 # A module imports of its own group what stands in a lower row. A new module gets its place here.
 LIBRARY = (
     (
+        "certificates",
         "checkpoints",
         "files",
         "hamming",

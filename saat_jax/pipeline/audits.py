@@ -73,6 +73,15 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                 },
             ),
             "transfer": (_transfer, {"epsilon": options.number, "encoders": options.anything}),
+            "certify": (
+                evaluation.certify,
+                {
+                    "sigma": options.number,
+                    "num_draws": options.number,
+                    "alpha": options.anything,
+                    "epsilons": options.anything,
+                },
+            ),
             "report": (None, None),
         },
     )
