@@ -101,13 +101,16 @@ def get_base() -> ml_collections.ConfigDict:
     )
     config.model = dict(
         # One of saat_jax/networks' NETWORKS: alexnet, convnet, vgg11 ... vgg19, vgg11_bn ...,
-        # resnet18 ... resnet152.
+        # resnet18 ... resnet152, vit_tiny16 ... vit_b16_siglip.
         name="alexnet",
         num_bits=32,
         # Whether ImageNet's mean and standard deviation are applied inside the network.
         input_norm=True,
         # A state dict of PyTorch to start from (.npz, .safetensors, .pth); empty for none.
         weights="",
+        # A hash layer in closed form on the features of the training images, in place of training:
+        # pca, itq or lsh; empty for training.
+        head="",
         # Of all before the hash layer: float32 or bfloat16. See docs/cost.md.
         dtype="float32",
         # Whether gradients compute most activations anew instead of keeping them.

@@ -10,8 +10,9 @@ DATASET    flickr25k (38 classes), nuswide (21), coco (80), or lists for any oth
            name only tells which foreign beginning of paths HashNet's lists have.
 OBJECTIVE  csq, dph, dpn, dpsh, hashnet, hswd, orthohash. Its options, --config.objective.NAME=,
            are in `_options` below and in docs/models.md.
-NETWORK    alexnet, vgg11 ... vgg19, vgg11_bn ... vgg19_bn, resnet18 ... resnet152 at 224 pixels;
-           or convnet at 64 pixels with Adam, a cosine and 30 epochs, for a CPU.
+NETWORK    alexnet, vgg11 ... vgg19, vgg11_bn ... vgg19_bn, resnet18 ... resnet152, vit_tiny16 ...
+           vit_b16_siglip (docs/models.md) at 224 pixels; or convnet at 64 pixels with Adam, a
+           cosine and 30 epochs, for a CPU.
 BITS       code length.
 PROTOCOL   saat, the default, or prosgan: the two papers' optimizers, judging, and what their
            released code does differently.
@@ -51,7 +52,13 @@ _REMAP = {
 _OBJECTIVES = ("csq", "dph", "dpn", "dpsh", "hashnet", "hswd", "orthohash")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
-_NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS)
+_VITS = (
+    "vit_tiny16",
+    *(f"vit_{size}" for size in ("s16", "b16", "b32")),
+    *(f"vit_{size}14_dinov2{suffix}" for size in "sb" for suffix in ("", "_registers")),
+    *("vit_b16_clip", "vit_b32_clip", "vit_b16_siglip"),
+)
+_NETWORKS = ("alexnet", "convnet", *_RESNETS, *_VGGS, *_VITS)
 # What their objectives differ in; see common.PROTOCOLS for the rest.
 _OBJECTIVE_OPTIONS: dict[str, dict[str, Any]] = {
     # None is 10 / num_bits.

@@ -312,6 +312,13 @@ RANGES: dict[str, Range] = {
     "widths": Range(1, 10**6, whole=True),
     "hidden": Range(1, 10**6, whole=True),
     "dropout_rate": Range(0, 0.99),
+    "depth": Range(1, 10**3, whole=True),
+    "num_registers": Range(0, 10**3, whole=True),
+    "patch_size": _PIXELS,
+    "grid": _PIXELS,
+    "projection": _FROM_ZERO,
+    "mlp_ratio": _POSITIVE,
+    "norm_epsilon": _POSITIVE,
     # Of judging.
     "k": _COUNT,
     "min_count": _COUNT,

@@ -309,7 +309,7 @@ def train(
         batches_from: maps a step to the batches from that step on, each this process' rows.
         folder: gets `checkpoints/`, `metrics.jsonl`, `speed.jsonl` and TensorBoard's files.
         steps_per_epoch: number of batches in an epoch.
-        num_epochs: number of epochs.
+        num_epochs: number of epochs; with none, the first state is evaluated and saved.
         schedule: learning rate by step, for the log.
         metadata: what to store in every checkpoint, in JSON's types; a checkpoint of another
             "identity" entry is refused.
@@ -355,8 +355,9 @@ def train(
         bar = tqdm(total=num_steps, initial=step, desc=title, disable=hidden, unit="step")
         told = _Progress(folder, bar, step if found else -1, profile)
         at_end.callback(told.close)
-        if evaluate and found is None:
-            told.log.write(step, 0.0, evaluate(state))
+        scores = evaluate(state) if evaluate and found is None else {}
+        if scores:
+            told.log.write(step, 0.0, scores)
         mapped = parallel.map_update(update, donate=donate, mapping=mapping)
         replicated = parallel.replicate(state)
         batches = iter(batches_from(step)) if step < num_steps else iter(())
@@ -366,6 +367,11 @@ def train(
             # A copy: the save goes on in the background.
             saved.save(step, host, {**metadata, **reached, "pending": [*pending]}, best=best)
 
+        if num_steps == 0 and found is None:
+            best_map = scores.get("map", -1.0)
+            for best in (True, False):
+                save(state, best=best)
+                saved.wait()
         stopped = 0
         while step < num_steps and not stopped:
             told.trace.before(step + 1)

@@ -323,7 +323,7 @@ def test_every_field_has_its_line():
 
 
 def test_memory_of_an_update_worked_by_hand(monkeypatch):
-    monkeypatch.setitem(networks.NETWORKS, "linear", (LinearNet, {}))
+    monkeypatch.setitem(networks.NETWORKS, "linear", (LinearNet, {}, {}))
     memory = cost.update_memory("linear", image_size=2, batch_size=8)
     # Parameters and momentum; two banks of codes and labels; two counts of steps.
     state = 2 * (2 * 2 * 3 + 1) * cost.NUM_BITS + 2

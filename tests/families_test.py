@@ -21,6 +21,12 @@ _NARROW = {"num_bits": NUM_BITS, "widths": (4, 4, 6, 6, 8), "hidden": 16}
 FAMILIES = {
     "alexnet": (networks.create_network("alexnet", **_NARROW), 63),
     "vgg": (networks.VGG(stages=(1, 1, 1, 1, 1), **_NARROW), 32),
+    "vit": (
+        networks.VisionTransformer(
+            NUM_BITS, width=8, depth=1, num_heads=2, patch_size=4, grid=2, pool="mean"
+        ),
+        8,
+    ),
     "resnet": (networks.ResNet(NUM_BITS, stages=(1, 1), bottleneck=False, width=4), 32),
 }
 

@@ -20,6 +20,7 @@ import pytest
 from jax import lax
 
 from saat_jax import networks
+from saat_jax.networks import transformers
 from tests import golden, reference, tiny
 
 WRAPS = [jax.jit, lambda function: function]
@@ -742,7 +743,7 @@ def test_every_network_has_its_name():
     expected = {"alexnet", "convnet"}
     expected |= {f"{family}{depth}" for family in depths for depth in depths[family]}
     expected |= {f"vgg{depth}_bn" for depth in depths["vgg"]}
-    assert set(networks.NETWORKS) == expected
+    assert set(networks.NETWORKS) == expected | set(transformers.PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(networks.NETWORKS))
@@ -812,7 +813,8 @@ def test_export_and_import(tmp_path, kind):
     assert report.left_random == report.unused == ()
 
 
-@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
+# Vision transformers have tests of their own.
+@pytest.mark.parametrize("name", sorted(networks.NETWORKS.keys() - transformers.PRESETS.keys()))
 def test_every_network_goes_home_and_comes_back(name):
     model = _tiny(name)
     variables = _random_variables(model)

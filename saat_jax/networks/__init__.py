@@ -1,7 +1,8 @@
 """Hash networks: images in [0, 1] in, soft codes `tanh(alpha * f(x))` out.
 
-`layers` holds what networks are made of, `backbones` the networks, `weights` the way from
-PyTorch and back. Knows nothing of labels, objectives or attacks.
+`layers` holds what networks are made of, `backbones` and `transformers` the networks, `weights`
+the way from PyTorch and back, `heads` hash layers that need no training. Knows nothing of labels,
+objectives or attacks.
 """
 
 import math
@@ -14,10 +15,22 @@ import jax.numpy as jnp
 
 from saat_jax import options, perturbation
 from saat_jax.hamming import EncodeFn
+from saat_jax.networks import transformers
 from saat_jax.networks.backbones import VGG, AlexNet, ConvNet, ResNet
+from saat_jax.networks.heads import (
+    HEADS,
+    Head,
+    fit_head,
+    itq_head,
+    lsh_head,
+    make_features_fn,
+    pca_head,
+    with_head,
+)
 from saat_jax.networks.layers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    STATISTICS,
     BatchNorm,
     Conv,
     Dense,
@@ -31,6 +44,7 @@ from saat_jax.networks.layers import (
     torch_uniform,
     weight_and_bias_init,
 )
+from saat_jax.networks.transformers import VisionTransformer
 from saat_jax.networks.weights import (
     LoadReport,
     load_torch_weights,
@@ -40,9 +54,11 @@ from saat_jax.networks.weights import (
 )
 
 __all__ = [
+    "HEADS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "NETWORKS",
+    "STATISTICS",
     "VGG",
     "AlexNet",
     "BatchNorm",
@@ -50,26 +66,34 @@ __all__ = [
     "ConvNet",
     "Dense",
     "EncodeFn",
+    "Head",
     "LoadReport",
     "ResNet",
     "Training",
+    "VisionTransformer",
     "adaptive_average_pool",
     "convolve",
     "create_network",
     "dropout",
+    "fit_head",
     "flatten_channels_first",
     "forward",
     "init_variables",
+    "itq_head",
     "load_torch_weights",
+    "lsh_head",
     "make_encode_fn",
+    "make_features_fn",
     "max_pool",
     "model_card",
     "normalize",
+    "pca_head",
     "save_torch_weights",
     "to_torch_weights",
     "torch_name",
     "torch_uniform",
     "weight_and_bias_init",
+    "with_head",
 ]
 
 Array = jax.Array
@@ -82,24 +106,36 @@ _RESNET_STAGES = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# The networks a config may name: their class and the attributes that the name fixes.
-NETWORKS: options.Choices[tuple[type[nn.Module], dict[str, Any]]] = options.Choices(
+# The networks a config may name: their class, the attributes that the name fixes, and defaults of
+# others where they are not the class's.
+NETWORKS: options.Choices[tuple[type[nn.Module], dict[str, Any], dict[str, Any]]] = options.Choices(
     "network",
     {
-        "alexnet": (AlexNet, {}),
-        "convnet": (ConvNet, {}),
+        "alexnet": (AlexNet, {}, {}),
+        "convnet": (ConvNet, {}, {}),
         **{
-            f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50})
+            f"resnet{depth}": (ResNet, {"stages": stages, "bottleneck": depth >= 50}, {})
             for depth, stages in _RESNET_STAGES.items()
         },
         **{
-            f"vgg{depth}{suffix}": (VGG, {"stages": stages, "batch_norm": suffix == "_bn"})
+            f"vgg{depth}{suffix}": (VGG, {"stages": stages, "batch_norm": suffix == "_bn"}, {})
             for depth, stages in _VGG_STAGES.items()
             for suffix in ("", "_bn")
         },
+        **{
+            name: (VisionTransformer, fixed, defaults)
+            for name, (fixed, defaults) in transformers.PRESETS.items()
+        },
     },
 )
-_CHOICES = {"dtype": ("float32", "bfloat16"), "hash_init": ("torch", "normal")}
+_CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "hash_init": ("torch", "normal"),
+    "pool": transformers.POOLS,
+    "activation": tuple(transformers.ACTIVATIONS),
+    "statistics": tuple(STATISTICS),
+    "interpolation": transformers.INTERPOLATIONS,
+}
 
 
 def create_network(name: str, *, num_bits: int, **attributes: Any) -> nn.Module:
@@ -121,7 +157,7 @@ def create_network(name: str, *, num_bits: int, **attributes: Any) -> nn.Module:
         >>> create_network("vgg11", num_bits=32).num_bits
         32
     """
-    network, fixed = NETWORKS[name]
+    network, fixed, defaults = NETWORKS[name]
     fields = network.__dataclass_fields__
     known = set(fields) - {"num_bits", "parent", "name", *fixed}
     if unknown := set(attributes) - known:
@@ -129,7 +165,7 @@ def create_network(name: str, *, num_bits: int, **attributes: Any) -> nn.Module:
     for attribute, value in attributes.items():
         _check_attribute(network, attribute, value, fields[attribute].default)
     options.check_numbers(num_bits=num_bits, **attributes)
-    return network(num_bits=num_bits, **fixed, **attributes)
+    return network(num_bits=num_bits, **fixed, **(defaults | attributes))
 
 
 def _check_attribute(network: type[nn.Module], name: str, value: Any, default: Any) -> None:
@@ -207,7 +243,7 @@ def model_card(name: str, *, num_bits: int, image_size: int = 224) -> dict[str, 
     Returns:
         "network", "num_bits" and "image_size" as given; "parameters", and of them
         "backbone_parameters" outside the hash layer; "flops" of encoding one image, two for
-        each multiplication and its addition in the convolutions and linear layers.
+        each multiplication and its addition in convolutions, linear layers and attention.
     """
     flops = 0
 
@@ -217,6 +253,9 @@ def model_card(name: str, *, num_bits: int, image_size: int = 224) -> dict[str, 
         if isinstance(context.module, Conv | Dense):
             window = getattr(context.module, "size", 1) ** 2
             flops += 2 * output.size * window * args[0].shape[-1]
+        elif isinstance(context.module, transformers.Attention):
+            # Queries by keys, and their weights by values.
+            flops += 4 * output.size * args[0].shape[1]
         return output
 
     def count_parameters(num_bits: int) -> int:

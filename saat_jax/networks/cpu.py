@@ -23,6 +23,8 @@ _NARROW_CHANNELS = 16
 _SHIFTED_VALUES = 32
 # From here on, Winograd's transforms cost less than the multiplications that they save.
 _WINOGRAD_CHANNELS = 128
+# From here on, a plain product is the fastest: the tokens of a transformer.
+_MANY_ROWS = 512
 # Tiles that are worked on at once, so that what lies between the stages stays in the cache.
 _GROUP_TILES = 1600
 
@@ -263,17 +265,22 @@ def _pad(values: Array, first: tuple[int, int], sizes: Sequence[int], *, step: i
     return lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
-@jax.custom_vjp
 def dense(inputs: Array, kernel: Array) -> Array:
-    """Multiplies `[batch, in]` by `[in, out]`, as a convolution of single pixels.
+    """Multiplies `[batch, in]` by `[in, out]`; few rows as a convolution of single pixels.
 
-    jaxlib 0.10.2: the product of a small batch and a large matrix takes twice as long.
+    jaxlib 0.10.2: the product of a small batch and a large matrix takes twice as long, but in a
+    loop the convolution of a ViT-S's tokens takes more than twice as long as the product.
     """
+    return inputs @ kernel if len(inputs) >= _MANY_ROWS else _dense(inputs, kernel)
+
+
+@jax.custom_vjp
+def _dense(inputs: Array, kernel: Array) -> Array:
     return _convolve(inputs[:, None, None], kernel[None, None], ((0, 0),) * 2)[:, 0, 0]
 
 
 def _dense_forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return dense(inputs, kernel), (inputs, kernel)
+    return _dense(inputs, kernel), (inputs, kernel)
 
 
 def _dense_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -281,7 +288,7 @@ def _dense_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Ar
     return gradient @ kernel.T, inputs.T @ gradient
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def max_pool(images: Array, size: int, stride: int, padding: int) -> Array:

@@ -22,6 +22,19 @@ Array = jax.Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation of the pixels, by whose they are.
+STATISTICS = options.Choices(
+    "statistics",
+    {
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+        # Of Inception, of the first vision transformers and of SigLIP.
+        "half": ((0.5,) * 3, (0.5,) * 3),
+        "clip": (
+            (0.48145466, 0.4578275, 0.40821073),
+            (0.26862954, 0.26130258, 0.27577711),
+        ),
+    },
+)
 
 
 @flax.struct.dataclass
@@ -46,12 +59,24 @@ def convolve(images: Array, kernel: Array, *, stride: int, padding: int) -> Arra
     `parallel.on_cpu` switches, here, in `dense` and in `max_pool`, between the CPU's fast forms
     and the plain ones, which GPU and TPU compilers recognise; they agree to rounding.
     """
+    if kernel.shape[:2] == (stride, stride) and padding == 0:
+        return _convolve_patches(images, kernel)
     if parallel.on_cpu():
         return cpu.convolve(images, kernel, stride, padding)
     pads, layout = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=layout
     )
+
+
+def _convolve_patches(images: Array, kernel: Array) -> Array:
+    """A convolution whose windows lie side by side: one product for all of them."""
+    size, _, channels, features = kernel.shape
+    batch, rows, columns = len(images), images.shape[1] // size, images.shape[2] // size
+    whole = images[:, : rows * size, : columns * size]
+    patches = whole.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+    products = dense(patches.reshape(batch * rows * columns, -1), kernel.reshape(-1, features))
+    return products.reshape(batch, rows, columns, features)
 
 
 def dense(inputs: Array, kernel: Array) -> Array:
@@ -92,6 +117,7 @@ INITIALIZERS: options.Choices[Callable[[int], Initializers]] = options.Choices(
             nn.initializers.variance_scaling(2, "fan_out", "normal"),
             nn.initializers.zeros,
         ),
+        "vit": lambda _: (nn.initializers.truncated_normal(0.02), nn.initializers.zeros),
     },
 )
 
@@ -101,8 +127,9 @@ def weight_and_bias_init(name: str, shape: Sequence[int]) -> Initializers:
 
     Args:
         name: "torch", PyTorch's default for both; "normal", N(0, 0.01^2) and zeros, as in
-            torchvision's VGG classifier and in many hash layers; or "he", N(0, 2 / fan_out)
-            and zeros, as in torchvision's VGG and ResNet convolutions.
+            torchvision's VGG classifier and in many hash layers; "he", N(0, 2 / fan_out) and
+            zeros, as in torchvision's VGG and ResNet convolutions; or "vit", N(0, 0.02^2) within
+            two deviations and zeros, as in timm's vision transformers.
         shape: of the weight, inputs before outputs: (in, out) or (rows, columns, in, out).
 
     Raises:
@@ -154,15 +181,18 @@ class Dense(nn.Module):
     features: int
     initializer: str = "torch"
     dtype: str = "float32"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps `[batch, in]` to `[batch, features]`."""
+        """Maps `[..., in]` to `[..., features]`."""
         shape = (inputs.shape[-1], self.features)
         kernel_init, bias_init = weight_and_bias_init(self.initializer, shape)
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", bias_init, (self.features,)).astype(self.dtype)
-        return dense(inputs.astype(self.dtype), kernel) + bias
+        output = dense(inputs.astype(self.dtype), kernel)
+        if not self.use_bias:
+            return output
+        return output + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -248,8 +278,9 @@ def flatten_channels_first(images: Array) -> Array:
     return images.transpose(0, 3, 1, 2).reshape(images.shape[0], -1)
 
 
-def normalize(images: Array, input_norm: bool) -> Array:
-    """Subtracts ImageNet's mean and divides by its standard deviation, if `input_norm`."""
+def normalize(images: Array, input_norm: bool, statistics: str = "imagenet") -> Array:
+    """Subtracts the mean and divides by the deviation of `STATISTICS`, if `input_norm`."""
     if not input_norm:
         return images
-    return (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    mean, std = STATISTICS[statistics]
+    return (images - jnp.array(mean)) / jnp.array(std)

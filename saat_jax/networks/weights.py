@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saat_jax import options
-from saat_jax.networks import weight_files
+from saat_jax.networks import transformer_names, weight_files
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # Second names in the state dicts of the released VGG and ResNet, which export writes too.
@@ -97,8 +97,13 @@ def _places(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], An
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """That of a kernel, HWIO or (in, out), in PyTorch's order."""
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+    """That of a tensor in PyTorch's order."""
+    return np.broadcast_to(np.float32(0), shape).transpose(_axes(len(shape))).shape
+
+
+def _axes(ndim: int) -> tuple[int, ...]:
+    """PyTorch's order of the axes of kernels, HWIO or (in, out); others keep theirs."""
+    return {2: (1, 0), 4: (3, 2, 0, 1)}.get(ndim, tuple(range(ndim)))
 
 
 class _StateDict:
@@ -206,7 +211,8 @@ def load_torch_weights(
 ) -> tuple[dict[str, Any], LoadReport]:
     """Puts a PyTorch state dict into a network's variables.
 
-    torchvision's and timm's names are known, and those of the usual hash networks; docs/pytorch.md
+    torchvision's and timm's names are known, those of the usual hash networks, and of vision
+    transformers Hugging Face's and OpenCLIP's, whose other towers are left out; docs/pytorch.md
     lists them. The state dict may lie in a checkpoint, as under "state_dict", and its names may
     begin with what wraps the network, as "module.". Linear layers after convolutions need no
     reordering, as the networks flatten in PyTorch's order. A hash layer without bias gets one of
@@ -235,6 +241,11 @@ def load_torch_weights(
     else:
         state = _StateDict(str(weights), weight_files.read(pathlib.Path(weights)))
     places = _places(variables)
+    if transformer_names.is_transformer(places):
+        shapes = {name: _torch_shape(value.shape) for name, (_, value) in places.items()}
+        state = _StateDict(
+            state.source, transformer_names.ours(state.source, state.tensors, shapes)
+        )
     arrays: dict[str, np.ndarray] = {}
     found: dict[str, list[str]] = {}
     for name, (_, value) in places.items():
@@ -267,9 +278,7 @@ def load_torch_weights(
         )
     flat = {path: value for path, value in places.values()}
     for name, array in arrays.items():
-        # Convolutions OIHW to HWIO, linear layers (out, in) to (in, out).
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        flat[places[name][0]] = jnp.asarray(array)
+        flat[places[name][0]] = jnp.asarray(array.transpose(np.argsort(_axes(array.ndim))))
     return {**variables, **flax.traverse_util.unflatten_dict(flat)}, report
 
 
@@ -312,21 +321,23 @@ def to_torch_weights(
         layout: whose networks load it strictly. "released", those of the code released with SAAT:
             VGG's first linear layer is also "cl1", and all of ResNet but the hash layer is also
             in "feature_layers". "torchvision": ResNet's hash layer is "fc", and there are no
-            second names; for timm's ResNet too.
+            second names; for timm's ResNet too. Of a vision transformer one of
+            `transformer_names.LAYOUTS`; by default "timm".
 
     Returns:
         Arrays in PyTorch's layouts by name; second names share the array of the first.
 
     Raises:
-        ValueError: if there is no such layout.
+        ValueError: if there is no such layout, or it has no place for a tensor.
     """
-    options.check_word("layout", layout, ("released", "torchvision"))
+    known, places = ("released", "torchvision"), _places(variables)
+    is_transformer = transformer_names.is_transformer(places)
+    others = transformer_names.LAYOUTS if is_transformer else ()
+    options.check_word("layout", layout, (*known, *others))
     weights: dict[str, np.ndarray] = {}
-    for name, (_, value) in _places(variables).items():
-        array = np.asarray(value)
-        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    for name, (_, value) in places.items():
         # A copy, as PyTorch wants writable memory.
-        array = np.array(array, order="C")
+        array = np.array(np.transpose(value, _axes(np.ndim(value))), order="C")
         names = [name, *_aliases(name, _RELEASED)]
         if layout == "torchvision":
             names = [re.sub(r"^hash_layer\.", "fc.", name)]
@@ -335,6 +346,8 @@ def to_torch_weights(
             if spelling.endswith("running_var"):
                 counter = spelling.replace("running_var", "num_batches_tracked")
                 weights[counter] = np.zeros((), np.int64)
+    if is_transformer:
+        return transformer_names.theirs(weights, "timm" if layout in known else layout)
     return weights
 
 

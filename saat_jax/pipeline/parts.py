@@ -22,7 +22,7 @@ def load_data(config: Config) -> datasets.Dataset:
 
 def make_network(model: Config) -> nn.Module:
     """The network of a "model" section."""
-    options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights")}
+    options = {k: v for k, v in model.items() if k not in ("name", "num_bits", "weights", "head")}
     return networks.create_network(model["name"], num_bits=model["num_bits"], **options)
 
 
@@ -42,8 +42,9 @@ def make_optimizer(
     stage: Config, num_epochs: int, steps_per_epoch: int, *, updates: Sequence[int] | None = None
 ) -> tuple[optimizers.Schedule, optax.GradientTransformation]:
     """The learning rate by step, and the optimizer, of a training stage."""
+    # Where nothing is trained, the optimizer must still be one.
     schedule = optimizers.make_schedule(
-        **stage["schedule"], num_epochs=num_epochs, steps_per_epoch=steps_per_epoch
+        **stage["schedule"], num_epochs=max(num_epochs, 1), steps_per_epoch=steps_per_epoch
     )
     num_steps = num_epochs * steps_per_epoch
     return schedule, optimizers.make_optimizer(
@@ -63,6 +64,11 @@ def make_discriminator_optimizer(
     steps = range(num_epochs * steps_per_epoch)
     updates = [step for step in steps if step % steps_per_epoch % every == 0]
     return make_optimizer(stage, num_epochs, steps_per_epoch, updates=updates)[1]
+
+
+def pretraining(config: Config) -> Config:
+    """The stage of model "pretrained": no epochs, if its hash layer is found in closed form."""
+    return config["pretrain"] | ({"num_epochs": 0} if config["model"].get("head") else {})
 
 
 def decisive(stage: Config) -> Config:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from tqdm import tqdm
 
 from saat_jax import (
     datasets,
@@ -152,11 +153,12 @@ def weights_digest(weights: str, folder: pathlib.Path) -> str:
 
 
 def train_hash(run: Run) -> None:
-    """Trains the hashing network: model "pretrained"."""
+    """Trains the hashing network, or fits its hash layer alone: model "pretrained"."""
     config, data = run.config, run.data
     model, weights = parts.make_network(config["model"]), config["model"]["weights"]
+    stage, head = parts.pretraining(config), config["model"].get("head")
     made_from = {
-        "pretrain": decisive(config["pretrain"]),
+        "pretrain": {"head": head} if head else decisive(stage),
         # Its path says nothing of what is in it.
         "weights": weights_digest(weights, run.folder("pretrained")),
     }
@@ -168,13 +170,24 @@ def train_hash(run: Run) -> None:
         if weights:
             variables, report = networks.load_torch_weights(variables, weights)
             print(f"weights: {report}")
+        if head:
+            variables = _fit_head(run, model, variables, head)
         state = parts.first_objective_state(run.objective, config, data.train.labels)
         return defenses.init_state(variables, optimizer, state)
 
     update = functools.partial(defenses.make_hashing_update, seed=config["seed"])
-    _train_hashing_network(
-        run, "pretrained", config["pretrain"], model, update, make_state, made_from
+    _train_hashing_network(run, "pretrained", stage, model, update, make_state, made_from)
+
+
+def _fit_head(run: Run, model: nn.Module, variables: Any, head: str) -> dict[str, Any]:
+    """Variables whose hash layer is fitted to the training images, on every process to all."""
+    data, batch_size = run.data, run.config["evaluation"]["batch_size"]
+    batches = datasets.eval_batches(
+        data.train, batch_size=batch_size, image_size=data.image_size, resize=data.resize
     )
+    total = -(-len(data.train) // batch_size)
+    images = (batch["image"][batch["mask"] > 0] for batch in tqdm(batches, "features", total))
+    return networks.fit_head(model, variables, images, head=head, seed=run.config["seed"])
 
 
 def _training_codes(run: Run, stage: Config, model: nn.Module, variables: Any) -> np.ndarray:

@@ -155,9 +155,15 @@ def _transfer_words(run: Run) -> list[str]:
     return [f"attack {count} models {len(run.suite)} x {len(run.data.query)} queries"]
 
 
-TRAINING = Part(
-    stages.train_hash, lambda run: _training_words(run, "pretrained", run.config["pretrain"])
-)
+def _pretraining_words(run: Run) -> list[str]:
+    head, folder = run.config["model"].get("head"), run.folder("pretrained")
+    if head:
+        done = (folder / "checkpoints" / "latest").is_dir()
+        return [] if done else [f"fit the head {head} of pretrained"]
+    return _training_words(run, "pretrained", run.config["pretrain"])
+
+
+TRAINING = Part(stages.train_hash, _pretraining_words)
 # By the names of `validation.TASKS`.
 _PARTS: dict[str, tuple[Part, ...]] = {
     "train_hash": (TRAINING,),

@@ -187,7 +187,13 @@ FIELDS: dict[str, Any] = {
         "skip_corrupt?": bool,
         **_OPTIONS,
     },
-    "model": {"name": networks.NETWORKS, "num_bits": options.number, "weights": str, **_OPTIONS},
+    "model": {
+        "name": networks.NETWORKS,
+        "num_bits": options.number,
+        "weights": str,
+        "head?": options.Choices("head", {"": None, **networks.HEADS}),
+        **_OPTIONS,
+    },
     "objective": {"name": objectives.OBJECTIVES, **_OPTIONS},
     "pretrain": _HASHING,
     "attacks": _named(
@@ -261,7 +267,7 @@ class Settings(NamedTuple):
         """The sections of what may be trained, by place in the config."""
         config = self.config
         return {
-            "pretrain": config["pretrain"],
+            "pretrain": parts.pretraining(config),
             **{f"defenses.{name}": stage for name, stage in config["defenses"].items()},
             **{f"learned.{name}": config["learned"][name] for name in self.learners},
         }
