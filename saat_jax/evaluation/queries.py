@@ -23,7 +23,7 @@ Record = dict[str, Any]
 # Decisions are enough for it, and it uses nothing else.
 _BY_MATCH = "hop_skip_jump"
 # Numbers of queries at which success is told, as far as the budget goes.
-_MARKS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+_MARKS = (30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 # Length of the list that a service returns; seconds between two savings.
 _LISTED, _SAVE_EVERY = 50, 30.0
 
@@ -122,7 +122,7 @@ def queries(
 
 
 def _told(played: Played, budget: int) -> Record:
-    marks = [mark for mark in _MARKS if mark < budget] + [budget]
+    marks = [mark for mark in _MARKS if 2 * mark <= budget] + [budget]
     done = played.first[np.isfinite(played.first)]
     success = {str(m): Rate(int(np.sum(done <= m)), len(played.first)).asdict() for m in marks}
     return {
