@@ -284,6 +284,8 @@ RANGES: dict[str, Range] = {
     "threshold": _SHARE,
     "patch": Range(0, 0.99),
     "max_drift": Range(0, 4),
+    "alert_rate": Range(0, 1, above=True),
+    "radius": Range(0, 2**16, whole=True),
     "sigma": _POSITIVE,
     "alpha_error": Range(0, 0.5, above=True),
     "sharpness": _POSITIVE,

@@ -41,7 +41,12 @@ FLOOR = (
     "parallel",
     "perturbation",
 )
-LAUNCH = (("settings", "terminal"), ("compare", "main", "prepare"), ("reproduce",), ("command",))
+LAUNCH = (
+    ("settings", "terminal"),
+    ("compare", "main", "prepare", "scan"),
+    ("reproduce",),
+    ("command",),
+)
 CONFIGS = (
     ("common",),
     ("audit", "demo", "lists"),
