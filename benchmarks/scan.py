@@ -18,8 +18,8 @@ from saat_jax import retrieval
 RADIUS, NUM_BITS, NUM_HUBS, NUM_COPIES = 16, 64, 20, 100
 
 
-def make_codes(num_codes: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Packed codes, and the rows of the hubs among them."""
+def make_codes(num_codes: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packed codes, and the rows of hubs and of copies among them."""
     rng = np.random.default_rng(seed)
 
     def near(codes: np.ndarray, share: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def make_codes(num_codes: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rows = rng.permutation(num_codes)[: NUM_HUBS + NUM_COPIES]
     codes[rows[:NUM_HUBS]] = near(np.tile(middle, (NUM_HUBS, 1)), 0.03)
     codes[rows[NUM_HUBS:]] = near(~middle[None], 0.1)
-    return np.packbits(codes, axis=1, bitorder="little"), np.sort(rows[:NUM_HUBS])
+    return np.packbits(codes, axis=1, bitorder="little"), rows[:NUM_HUBS], rows[NUM_HUBS:]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--codes", type=int, default=1_000_000)
     parser.add_argument("--compared", type=int, default=20_000, help="codes that faiss counts")
     options = parser.parse_args(arguments)
-    packed, hubs = make_codes(options.codes, seed=0)
+    packed, hubs, copies = make_codes(options.codes, seed=0)
     given = {"num_bits": NUM_BITS, "radius": RADIUS, "alert_rate": 1e-4}
     retrieval.scan(packed[:10_000], **given)
     start = time.perf_counter()
@@ -48,7 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     caught = np.isin(hubs, found.suspects).sum()
     print(f"{options.codes:,} codes, {found.num_sampled:,} sampled: {seconds:.1f} s")
-    print(f"{len(found.suspects)} suspects; {caught} of {len(hubs)} planted hubs among them")
+    copied = np.isin(copies, found.suspects).sum()
+    print(
+        f"{len(found.suspects)} suspects; among them {caught} of {len(hubs)} planted hubs, "
+        f"{copied} of {len(copies)} copies of one picture"
+    )
     try:
         import faiss
     except ModuleNotFoundError:
