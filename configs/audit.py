@@ -45,6 +45,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.longest = config_dict.FieldReference(320, int)
     # All are squeezed to such a square, in pixels; None leaves them as they are.
     config.size = config_dict.placeholder(int)
+    # What is searched beside arrays: flat, hash or ivf of faiss, or pgvector:ADDRESS.
+    config.index = ""
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",
@@ -74,8 +76,6 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         games=("square", "nes", "spsa"),
         # evade, collide or collide_any.
         task="evade",
-        # What is searched: flat, hash or ivf of faiss, or pgvector:ADDRESS; empty for arrays.
-        index="",
         # Queries a second that the service allows, for the cost.
         per_second=1.0,
     )
