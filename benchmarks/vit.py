@@ -45,7 +45,7 @@ def make_ours(*, batch: int, gradient: bool, **options: Any) -> Callable[[], Any
 
 
 def make_peer(*, batch: int, gradient: bool) -> Callable[[], Any]:
-    """PyTorch's, by torchvision: a network of the same sizes."""
+    """The network of the same sizes in torchvision."""
     import torch
     from torchvision.models.vision_transformer import VisionTransformer
 

@@ -27,7 +27,7 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
     # The part to make: audit (by the gradient), edits,
-    # queries, universal, transfer; report only writes the page.
+    # queries, universal, transfer, certify; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -45,6 +45,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     config.longest = config_dict.FieldReference(320, int)
     # All are squeezed to such a square, in pixels; None leaves them as they are.
     config.size = config_dict.placeholder(int)
+    # What is searched beside arrays: flat, hash or ivf of faiss, or pgvector:ADDRESS.
+    config.index = ""
     config.point = dict(
         # radius (bits that may differ), cosine or top_k.
         kind="radius",
@@ -74,8 +76,6 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
         games=("square", "nes", "spsa"),
         # evade, collide or collide_any.
         task="evade",
-        # What is searched: flat, hash or ivf of faiss, or pgvector:ADDRESS; empty for arrays.
-        index="",
         # Queries a second that the service allows, for the cost.
         per_second=1.0,
     )
@@ -84,6 +84,8 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     # Images crafted on each encoder, judged by all: others as ENCODER=RADIUS, or ENCODER alone at a
     # false-match rate of 1 %.
     config.transfer = dict(epsilon=8 / 255, encoders=("phash=10", "dhash=10", "ahash=5"))
+    # What is proved of the matcher that decides by noisy copies; norms of the whole change.
+    config.certify = dict(sigma=0.25, num_draws=1000, alpha=0.001, epsilons=(0.1, 0.25, 0.5, 1.0))
     # Images of one size that are attacked together.
     config.batch_size = 16
     return config

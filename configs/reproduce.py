@@ -12,8 +12,8 @@ bundled digits, for a CPU, with narrow convolutional networks in the place of ea
 hundred images, and 100 attack steps (SDHA 300) where the papers take 1,500 or 2,000. PAPER is saat
 or prosgan, the others as in configs/train_hash.py.
 
-At small scale all tables and figures took 58 minutes on two CPU cores when networks were trained
-for 25 epochs instead of 60; not run to its end since. At full scale not yet run.
+At small scale all tables and figures took 99 minutes on two CPU cores that had other work beside
+it, and 92 minutes of CPU time. At full scale not yet run.
 """
 
 from collections.abc import Mapping

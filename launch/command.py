@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "how a matcher is fooled at its threshold, as --config audit:pdq says",
     ),
     "compare": ("launch.compare", (), "compare runs, over seeds and query by query"),
+    "scan": ("launch.scan", (), "look for hubs in a database of codes"),
     "check": ("saat_jax.datasets.__main__", ("check",), "check a folder of images and lists"),
     "prepare": ("launch.prepare", (), "make the papers' lists from the owners' files; pack images"),
     "configs": ("launch.settings", (), "list the configs that come with the library"),

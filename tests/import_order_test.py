@@ -14,6 +14,7 @@ CHECKOUT = ROOT.parent
 # A module imports of its own group what stands in a lower row. A new module gets its place here.
 LIBRARY = (
     (
+        "certificates",
         "checkpoints",
         "files",
         "hamming",
@@ -40,7 +41,12 @@ FLOOR = (
     "parallel",
     "perturbation",
 )
-LAUNCH = (("settings", "terminal"), ("compare", "main", "prepare"), ("reproduce",), ("command",))
+LAUNCH = (
+    ("settings", "terminal"),
+    ("compare", "main", "prepare", "scan"),
+    ("reproduce",),
+    ("command",),
+)
 CONFIGS = (
     ("common",),
     ("audit", "demo", "lists"),

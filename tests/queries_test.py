@@ -31,10 +31,9 @@ class Counted:
         return self._run(images)
 
 
-def play(folder, run=None, point=POINT, **changes):
-    matcher = evaluation.Matcher(
-        make(**({"run": run} if run else {})), IMAGES[:6], point, seed=3, batch_size=4
-    )
+def play(folder, run=None, point=POINT, indexes=None, **changes):
+    encoder = make(**({"run": run} if run else {}))
+    matcher = evaluation.Matcher(encoder, IMAGES[:6], point, seed=3, batch_size=4, indexes=indexes)
     given = {"epsilon": LEVEL / 255, "budget": BUDGET} | changes
     return evaluation.queries(matcher, folder=folder, **given)
 
@@ -171,7 +170,7 @@ def test_a_service_over_an_index_answers_as_over_arrays(played, tmp_path, reques
     for kind in ("faiss", "pgvector"):
         address = kind == "pgvector" and request.getfixturevalue("postgres")
         index = retrieval.pgvector_index(address) if address else retrieval.faiss_index()
-        found = play(tmp_path / kind, index=index, answers=("match",))
+        found = play(tmp_path / kind, indexes={kind: index}, index=kind, answers=("match",))
         assert found["lines"] == [x for x in record["lines"] if x["answer"] == "match"]
 
 
@@ -197,6 +196,7 @@ def test_the_table_and_the_page_show_success_by_queries(played, capsys):
         ({"answers": ("all",)}, "unknown answer 'all'"),
         ({"games": ("chess",)}, "expected one of"),
         ({"budget": 0}, "budget"),
+        ({"index": "faiss"}, "unknown index 'faiss'"),
         ({"epsilon": 8}, "8 grey levels are 8 / 255"),
     ],
 )

@@ -75,9 +75,9 @@ def gradient_game(
 ) -> Game:
     """Climbs by gradients that are estimated from pairs of opposite noise.
 
-    `nes_game` and `spsa_game` are this with their noise and step. All images lie in the ball, and
-    the noise is large, as gains of whole bits do not change by a little. Only gains' order and
-    sign is used where they do not differ more than by that: a step that nothing tells of is none.
+    `nes_game` and `spsa_game` are this with their noise and step. All images lie in the ball. The
+    noise is large, as gains of whole bits do not change by a little; pairs that tell nothing move
+    nothing.
 
     Args:
         images: `[batch, height, width, channels]` in [0, 1].

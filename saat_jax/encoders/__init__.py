@@ -10,9 +10,19 @@ from saat_jax.encoders.encoder import Encoder, Parity, by_shape, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
 from saat_jax.encoders.onnx_file import ROUNDINGS, from_onnx
 from saat_jax.encoders.onnx_operators import OPERATORS
-from saat_jax.encoders.perceptual import PERCEPTUAL_HASHES, ahash, dhash, pdq, phash
+from saat_jax.encoders.perceptual import (
+    LINEAR_HASHES,
+    PERCEPTUAL_HASHES,
+    ahash,
+    dhash,
+    linear_pdq,
+    pdq,
+    phash,
+)
+from saat_jax.encoders.smoothing import draw_outputs, match_votes, smoothed
 
 __all__ = [
+    "LINEAR_HASHES",
     "OPERATORS",
     "PERCEPTUAL_HASHES",
     "ROUNDINGS",
@@ -21,14 +31,18 @@ __all__ = [
     "ahash",
     "by_shape",
     "dhash",
+    "draw_outputs",
     "from_encode_fn",
     "from_function",
     "from_jax",
     "from_network",
     "from_onnx",
     "from_torch",
+    "linear_pdq",
+    "match_votes",
     "parity",
     "pdq",
     "phash",
     "sign_quantized",
+    "smoothed",
 ]

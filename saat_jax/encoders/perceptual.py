@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saat_jax import lazy, options
+from saat_jax import certificates, lazy, options
 from saat_jax.datasets.photos import check_photos
 from saat_jax.encoders.encoder import Encoder
 
@@ -117,6 +117,23 @@ _IMAGEHASH = ("ImageHash", "pillow")
 # By name, what makes the encoder. One of one's own: PERCEPTUAL_HASHES.register.
 PERCEPTUAL_HASHES: options.Choices[Callable[[], Encoder]] = options.Choices(
     "perceptual hash", {"pdq": pdq, "phash": phash, "dhash": dhash, "ahash": ahash}
+)
+
+
+def linear_pdq(height: int, width: int) -> certificates.LinearHash:
+    """PDQ of images of a size as what it is: linear functions of grey levels above their median.
+
+    The library adds float32 numbers; the slack is a ten-thousandth of what its sums can be.
+    """
+    _check_pdq_size(height, width)
+    rows, columns = (_pdq_matrix(size)[::-1].astype(float) for size in (height, width))
+    largest = 255 * np.outer(np.abs(rows).sum(axis=1), np.abs(columns).sum(axis=1)).ravel()
+    return certificates.LinearHash(rows, columns, certificates.lower_median, 1e-4 * largest)
+
+
+# By name, what makes of a size the linear functions; the others clip and round on the way.
+LINEAR_HASHES: options.Choices[Callable[[int, int], certificates.LinearHash]] = options.Choices(
+    "linear hash", {"pdq": linear_pdq}
 )
 
 

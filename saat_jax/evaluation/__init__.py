@@ -1,6 +1,7 @@
 """A model in, robustness records out: named attacks, one protocol, one record for each."""
 
 from saat_jax.evaluation.audit import attack, audit
+from saat_jax.evaluation.certify import certify
 from saat_jax.evaluation.crafting import (
     AttackResult,
     Encoder,
@@ -63,6 +64,7 @@ __all__ = [
     "attacker_knowledge",
     "audit",
     "batches_from",
+    "certify",
     "create_attack",
     "edited",
     "encode",

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 # Decisions are enough for it, and it uses nothing else.
 _BY_MATCH = "hop_skip_jump"
 # Numbers of queries at which success is told, as far as the budget goes.
-_MARKS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+_MARKS = (30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 # Length of the list that a service returns; seconds between two savings.
 _LISTED, _SAVE_EVERY = 50, 30.0
 
@@ -51,7 +51,7 @@ def queries(
     answers: Sequence[str] = ANSWERS,
     games: Sequence[str] = tuple(attacks.GAMES),
     task: str = "evade",
-    index: retrieval.MakeIndex | None = None,
+    index: str = "",
     per_second: float = 1.0,
     progress: bool = False,
 ) -> Record:
@@ -70,7 +70,7 @@ def queries(
         answers: of `retrieval.ANSWERS`.
         games: of `attacks.GAMES`.
         task: of `matcher.TASKS`.
-        index: makes what the service searches; None for arrays.
+        index: name of the matcher's index that the service searches; empty for arrays.
         per_second: queries a second that the service allows, for the cost.
         progress: whether to show a progress bar.
 
@@ -82,15 +82,18 @@ def queries(
         options.check_word("answer", answer, ANSWERS)
     for game in games:
         attacks.GAMES[game]
+    if index:
+        options.check_word("index", index, made.indexes)
     level = int(np.floor(255 * epsilon + 1e-3))
     wanted = made.task(task)
     if not len(wanted.rows):
         raise ValueError(f"no image is left for the task {task!r}: all do it untouched")
     settings: Record = {"level": level, "budget": budget, "answers": [*answers], "games": [*games]}
-    settings |= {"task": task, "per_second": per_second, "k": _LISTED}
+    settings |= {"task": task, "per_second": per_second, "k": _LISTED, "index": index}
 
     def make(unfinished: pathlib.Path) -> tuple[Record, dict[str, np.ndarray]]:
-        searched = (index or retrieval.array_index(made.point))(made.listed_outputs)
+        arrays_alone = retrieval.array_index(made.point)
+        searched = made.indexes[index] if index else arrays_alone(made.listed_outputs)
         plan = [
             (answer, game)
             for answer in answers
@@ -122,7 +125,7 @@ def queries(
 
 
 def _told(played: Played, budget: int) -> Record:
-    marks = [mark for mark in _MARKS if mark < budget] + [budget]
+    marks = [mark for mark in _MARKS if 2 * mark <= budget] + [budget]
     done = played.first[np.isfinite(played.first)]
     success = {str(m): Rate(int(np.sum(done <= m)), len(played.first)).asdict() for m in marks}
     return {

@@ -198,10 +198,9 @@ def fit_head(
         >>> variables = networks.init_variables(model, jax.random.key(0), image_size=8)
         >>> images = np.random.default_rng(0).random((32, 8, 8, 3), np.float32)
         >>> fitted = fit_head(model, variables, [images], head="pca")
-        >>> features = networks.make_features_fn(model)(fitted, images)
-        >>> layer = fitted["params"]["hash"]
-        >>> round(float(jnp.mean((features @ layer["kernel"] + layer["bias"]) ** 2)), 3)
-        1.0
+        >>> means = np.asarray(networks.make_encode_fn(model)(fitted, images)).mean(axis=0)
+        >>> bool(np.abs(means).max() < 0.1)
+        True
     """
     fit: Any
     fit, features_fn = HEADS[head], jax.jit(make_features_fn(model))

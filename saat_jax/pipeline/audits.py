@@ -16,12 +16,10 @@ from saat_jax.pipeline.validation import check_epsilons
 from saat_jax.pipeline.workdir import store_config, stored_config
 
 
-def _queries(made: evaluation.Matcher, *, index: str, **given: Any) -> Any:
-    """`evaluation.queries`, by an index that a config names."""
-    kind, _, rest = index.partition(":")
-    if kind == "pgvector":
-        return evaluation.queries(made, index=retrieval.pgvector_index(rest), **given)
-    return evaluation.queries(made, index=retrieval.faiss_index(kind) if kind else None, **given)
+def _index(name: str) -> retrieval.MakeIndex:
+    """What makes the index that a config names."""
+    kind, _, address = name.partition(":")
+    return retrieval.pgvector_index(address) if kind == "pgvector" else retrieval.faiss_index(kind)
 
 
 def _transfer(made: evaluation.Matcher, *, encoders: Sequence[str], **given: Any) -> Any:
@@ -52,14 +50,13 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                 },
             ),
             "queries": (
-                _queries,
+                evaluation.queries,
                 {
                     "epsilon": options.number,
                     "budget": options.number,
                     "answers": options.anything,
                     "games": options.anything,
                     "task": str,
-                    "index": str,
                     "per_second": options.number,
                 },
             ),
@@ -73,6 +70,15 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                 },
             ),
             "transfer": (_transfer, {"epsilon": options.number, "encoders": options.anything}),
+            "certify": (
+                evaluation.certify,
+                {
+                    "sigma": options.number,
+                    "num_draws": options.number,
+                    "alpha": options.anything,
+                    "epsilons": options.anything,
+                },
+            ),
             "report": (None, None),
         },
     )
@@ -85,6 +91,7 @@ FIELDS: dict[str, Any] = {
     "images": str,
     "listed": str,
     "groups": str,
+    "index": str,
     "limit": options.anything,
     "longest": options.anything,
     "size": options.anything,
@@ -198,10 +205,13 @@ def audit(config: Config, workdir: pathlib.Path) -> None:
             config["images"],
             given,
             config["listed"] or None,
+            indexes={index: _index(index)} if (index := config["index"]) else None,
             **{name: config[name] for name in _MATCHER},
         )
         store_config(workdir, config)
         print(f"running on {jax.devices()[0].device_kind}: {task} {encoder.name}", flush=True)
         settings = {"epsilons": config["epsilons"]} if fields is None else config[task]
+        if task == "queries":
+            settings = {**settings, "index": index}
         part(made, folder=workdir, progress=True, **settings)
     reports.show_audit(workdir)

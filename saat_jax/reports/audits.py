@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saat_jax import files
-from saat_jax.reports import charts, edited, gallery, page, queries, tables, universal
+from saat_jax.reports import certify, charts, edited, gallery, page, queries, tables, universal
 from saat_jax.reports.charts import Chart, Line
 from saat_jax.reports.sections import (
     Record,
@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[Record, Mapping[str, np.ndarray]], Section]] = {
     "queries": queries.section,
     "universal": universal.section,
     "transfer": universal.transfer_section,
+    "certify": certify.section,
 }
 
 

@@ -9,7 +9,7 @@ from saat_jax.reports.charts import Chart, Line
 from saat_jax.reports.sections import Record, Section, Table, rate
 
 _ANSWERS = {
-    "distances": "distances of the list",
+    "distances": "distances",
     "ranks": "ranked ids",
     "match": "match or no match",
 }
@@ -24,15 +24,14 @@ def section(record: Record, arrays: Mapping[str, np.ndarray]) -> Section:
     rows, sentences, lines = [], [], []
     for place, line in enumerate(record["lines"]):
         answer, game = _ANSWERS[line["answer"]], _GAMES[line["game"]]
+        name = f"{game}, {answer}"
         median = line["median"]
         told = "-" if median is None else f"{median:g}"
-        rows.append([answer, game, *(rate(line["success"][mark]) for mark in marks), told])
+        rows.append([name, *(rate(line["success"][mark]) for mark in marks), told])
         found = [line["success"][mark] for mark in marks]
-        band = tuple([share["interval"][end] for share in found] for end in (0, 1))
         look = charts.look(place)
-        name = f"{game}, {answer}"
         xs, ys = [*map(float, marks)], [share["rate"] for share in found]
-        lines.append(Line(name, xs, ys, **look, band=band))
+        lines.append(Line(name, xs, ys, **look))
         if median is not None:
             sentences.append(
                 f"{name}: half of those that succeed take {median:g} queries, "
@@ -51,7 +50,7 @@ def section(record: Record, arrays: Mapping[str, np.ndarray]) -> Section:
             Table(
                 "Share of images that are done after so many queries, with its 95 % interval "
                 "(Clopper and Pearson); the median is of those that are.",
-                ["answer", "attack", *(f"{int(mark):,}" for mark in marks), "median"],
+                ["attack, by what it is told", *(f"{int(mark):,}" for mark in marks), "median"],
                 rows,
             )
         ],

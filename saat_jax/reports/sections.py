@@ -73,8 +73,10 @@ def apart_in(record: Record) -> str:
 
 def subject(record: Record) -> str:
     """Who was audited, at which point, on how many images."""
-    encoder, kind = record["encoder"], kind_of(record)
+    encoder, kind, images = record["encoder"], kind_of(record), record["images"]
+    some = images.get("attacked", images["number"])
+    number = f"{some} of " * (some < images["number"]) + f"{images['number']} images"
     return (
         f"{encoder['name']}, {encoder['num_bits']} bits, {kind} {record['point'][kind]:g}, "
-        f"{record['images']['number']} images, judged by {encoder['runtime']}"
+        f"{number}, judged by {encoder['runtime']}"
     )

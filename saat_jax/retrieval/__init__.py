@@ -17,6 +17,7 @@ from saat_jax.retrieval.counting import (
     TIES,
     distance_histograms,
 )
+from saat_jax.retrieval.hubs import Scan, scan
 from saat_jax.retrieval.indexes import (
     FAISS,
     Index,
@@ -50,6 +51,7 @@ from saat_jax.retrieval.points import (
     false_match_rate,
     point_of,
 )
+from saat_jax.retrieval.stored import StoredCodes, read_codes, read_table
 
 __all__ = [
     "FAISS",
@@ -64,6 +66,8 @@ __all__ = [
     "Oracle",
     "OperatingPoint",
     "Rate",
+    "Scan",
+    "StoredCodes",
     "array_index",
     "average_precision",
     "choose_point",
@@ -82,6 +86,9 @@ __all__ = [
     "point_of",
     "precision_at_n",
     "precision_recall_curve",
+    "read_codes",
+    "read_table",
     "rescored",
+    "scan",
     "weighted_map_at_k",
 ]
