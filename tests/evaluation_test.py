@@ -303,6 +303,19 @@ def known(problem):
     learned["surrogate"] = evaluation.surrogate(
         encode_fn, variables, data, targets, identity={}, protocol=PROTOCOL, batch_size=16
     )
+    rows = np.arange(len(data.train))
+    images = datasets.load_images(data.train, rows, image_size=16, resize=None)
+    codes = np.asarray(hamming.binarize(encode_fn(variables, images)))
+    learned["universal"] = evaluation.learned_universal(
+        evaluation.Encoder(encode_fn, variables),
+        images,
+        data.train.labels,
+        codes,
+        create(attack="universal", targeted=False, epsilon=EPSILON, num_steps=3),
+        seed=0,
+        batch_size=16,
+        identity={},
+    )
     return evaluation.attacker_knowledge(
         encode_fn, variables, data, targets, protocol=PROTOCOL, batch_size=16, learned=learned
     )
