@@ -225,6 +225,7 @@ def main() -> None:
     start = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write to")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="when time is up")
     parser.add_argument("--small", action="store_true", help="a trial, on CPU too")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -254,7 +255,7 @@ def main() -> None:
     }
     longest = 0.0
     for what, name, batch_size, setting in cases:
-        if not small and time.perf_counter() - start + longest > SECONDS:
+        if not small and time.perf_counter() - start + longest > arguments.seconds:
             report["left_out"].append(f"{what}, {name}, {batch_size}, {setting}")
             continue
         row = step(what, name, batch_size, setting, small=small, peak_rate=peaks[setting])

@@ -20,6 +20,10 @@ the mainstay attack of 20 steps.
 "labelfree" and "labelfree_small" have SAAT beside the teacher, which needs no labels, trained for
 as long, under the mainstay attack and the cheap suite.
 
+"frontier" and "frontier_small" have SAAT beside what may be better, each trained for as many passes
+over the network, under the mainstay attack and the cheap suite; --seeds draws clean against worst
+case. docs/measured.md tells what came out.
+
 "suite" is "digits" under the mainstay attack and, for the worst case, the standard suite; it was
 run with evaluation.attack_suite="cheap" and the seeds 0, 1 and 2.
 
@@ -28,13 +32,59 @@ photos, more briefly, in 72 minutes. Tables and commands are in docs/measured.md
 run: it needs a GPU.
 """
 
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from configs import attacks, common, lists
 
-VARIANTS = (*attacks.VARIANTS, "suite", "brief", "labelfree", "labelfree_small")
+VARIANTS = (
+    *attacks.VARIANTS,
+    "suite",
+    "brief",
+    "labelfree",
+    "labelfree_small",
+    "frontier",
+    "frontier_small",
+)
+# What is tried beside SAAT as released, by name: options of its update, and where named so, of its
+# first state, its optimizer, or the name of another defence.
+_TRIED: dict[str, dict[str, Any]] = {
+    "weight4": dict(adversarial_weight=4.0),
+    "objective1": dict(objective_weight=1.0),
+    "objective4": dict(objective_weight=4.0),
+    "only_objective": dict(objective_weight=1.0, adversarial_weight=0.0),
+    "steps3": dict(num_steps=3, step_size=4 / 255),
+    "fast": dict(num_steps=1, step_size=10 / 255),
+    "momentum": dict(direction="momentum"),
+    "radius12": dict(epsilon=12 / 255, step_size=3 / 255),
+    "random_radius": dict(epsilon=16 / 255, step_size=4 / 255, random_radius=True),
+    "warmup": dict(warmup_steps=200, ramp_steps=200),
+    "perturbed": dict(weight_perturbation=0.01),
+    "average": dict(optimizer=dict(average=0.995)),
+    "taught": dict(state=dict(teacher=True)),
+    "mixed": dict(
+        objective_weight=1.0,
+        num_steps=3,
+        step_size=4 / 255,
+        weight_perturbation=0.005,
+        optimizer=dict(average=0.995),
+    ),
+    "mixed12": dict(
+        objective_weight=1.0,
+        num_steps=3,
+        epsilon=12 / 255,
+        step_size=6 / 255,
+        weight_perturbation=0.005,
+        optimizer=dict(average=0.995),
+    ),
+    "cgat": dict(name="cgat"),
+    "atrdh": dict(name="atrdh"),
+    "teacher": dict(name="teacher"),
+    "teacher_clean4": dict(name="teacher", clean_weight=4.0),
+}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -49,6 +99,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         like = config.defenses.saat.to_dict()
         alone = dict(like, name="teacher", options=common.teacher()["options"])
         config.defenses = dict(saat=like, teacher=alone)
+        return config
+    if variant.startswith("frontier"):
+        config = get_config("labelfree" + variant.removeprefix("frontier"))
+        like = config.defenses.saat.to_dict()
+        tried = {name: _changed(like, **changes) for name, changes in _TRIED.items()}
+        config.defenses = dict(saat=like, **tried)
         return config
     both, variant = variant in attacks.READINGS, attacks.READINGS.get(variant, variant)
     config = attacks.get_config("digits" if variant == "suite" else variant)
@@ -86,6 +142,41 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _defenses() -> dict[str, Any]:
     return dict(saat=common.saat(), atrdh=common.atrdh(), cgat=common.cgat())
+
+
+def _changed(
+    like: dict[str, Any],
+    *,
+    name: str = "saat",
+    state: Mapping[str, Any] = types.MappingProxyType({}),
+    optimizer: Mapping[str, Any] = types.MappingProxyType({}),
+    **options: Any,
+) -> dict[str, Any]:
+    """A stage like SAAT's with other settings, for as many passes over the network."""
+    own = {"saat": common.saat, "cgat": common.cgat, "atrdh": common.atrdh}.get(name)
+    own_stage = own() if own else common.teacher()
+    changed = dict(
+        like,
+        name=name,
+        state=dict(own_stage.get("state", {}), **state),
+        first_bank=own_stage["first_bank"],
+        optimizer=dict(like["optimizer"], **optimizer),
+        options=dict(own_stage["options"], **options),
+    )
+    if name == "atrdh":
+        changed["state"].update(hidden_width=1024)
+    ratio = _passes(like) / _passes(changed)
+    changed["num_epochs"] = max(1, round(like["num_epochs"] * ratio))
+    changed["evaluate_every"] = changed["num_epochs"]
+    return changed
+
+
+def _passes(stage: dict[str, Any]) -> float:
+    """Forward and backward passes of an image in an update."""
+    given = stage["options"]
+    loss = 4 * (2 if given.get("weight_perturbation") else 1)
+    taught = stage["name"] == "teacher" or stage.get("state", {}).get("teacher", False)
+    return 2 * given["num_steps"] + loss + taught
 
 
 def _brief() -> ml_collections.ConfigDict:

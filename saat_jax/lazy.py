@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.util
 import os
 from types import ModuleType
 
@@ -16,6 +17,11 @@ _PACKAGES = {
     "tensorflow": "tensorflow tensorflow-datasets",
     "tensorflow_datasets": "tensorflow tensorflow-datasets",
 }
+
+
+def has(module: str) -> bool:
+    """Whether a module is installed; it is not imported."""
+    return importlib.util.find_spec(module) is not None
 
 
 def require(module: str) -> ModuleType:

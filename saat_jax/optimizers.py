@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -153,6 +154,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     accumulate: int = 1,
     updates: Sequence[int] | None = None,
+    average: float = 0.0,
 ) -> optax.GradientTransformation:
     """Builds an optimizer as PyTorch defines it, weight decay added to the gradient.
 
@@ -167,6 +169,7 @@ def make_optimizer(
             the first one's rate; the last change takes the steps that are left.
         updates: the steps that change the parameters, each at its own rate, if not all do; without
             `accumulate`.
+        average: decay of a running average of the parameters, which `averaged` finds; 0 keeps none.
 
     Raises:
         ValueError: if there is no such optimizer, or a number is out of its range.
@@ -175,6 +178,8 @@ def make_optimizer(
     options.check_numbers(
         momentum=momentum, beta1=beta1, weight_decay=weight_decay, accumulate=accumulate
     )
+    if not 0 <= average < 1:
+        raise ValueError(f"average must be a number from 0 and under 1, got {average!r}")
     # A table makes any Python rule traceable, and the rate exact.
     first_steps = range(0, max(num_steps, 1), accumulate) if updates is None else updates
     rates = np.array([schedule(step) for step in first_steps], np.float32)
@@ -186,6 +191,7 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay),
         rule(momentum, beta1),
         optax.scale_by_learning_rate(rate),
+        *([_keep_average(average)] if average else []),
     )
     if accumulate == 1:
         return optimizer
@@ -194,3 +200,44 @@ def make_optimizer(
         return jax.numpy.clip(num_steps - count * accumulate, 1, accumulate)
 
     return optax.MultiSteps(optimizer, num_passes).gradient_transformation()
+
+
+class AverageState(NamedTuple):
+    """The running average of the parameters after each change, and the number of changes."""
+
+    average: chex.ArrayTree
+    count: chex.Array
+
+
+def _keep_average(decay: float) -> optax.GradientTransformation:
+    """Leaves the changes as they are; the last of a chain."""
+
+    def init(params: chex.ArrayTree) -> AverageState:
+        return AverageState(jax.tree.map(jax.numpy.array, params), jax.numpy.zeros((), int))
+
+    def update(
+        updates: chex.ArrayTree, state: AverageState, params: chex.ArrayTree | None = None
+    ) -> tuple[chex.ArrayTree, AverageState]:
+        # Fewer changes than the decay spans: all count alike, and the first parameters not at all.
+        kept = jax.numpy.minimum(decay, state.count / (state.count + 1))
+        new = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, at: kept * old + (1 - kept) * at, state.average, new)
+        return updates, AverageState(average, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any) -> Any:
+    """The running average of what an optimizer of `make_optimizer` changes; None if it has none.
+
+    Args:
+        opt_state: its state, or what a checkpoint holds of it.
+    """
+    if isinstance(opt_state, AverageState):
+        return opt_state.average
+    inner = list(opt_state.values()) if isinstance(opt_state, dict) else opt_state
+    if isinstance(opt_state, dict) and "average" in opt_state:
+        return opt_state["average"]
+    if not isinstance(inner, (list, tuple)):
+        return None
+    return next((found for each in inner if (found := averaged(each)) is not None), None)

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from saat_jax import checkpoints, defenses, files, parallel
+from saat_jax import checkpoints, files, optimizers, parallel
 from saat_jax.optimizers import Schedule
 
 # What an update changes: a dataclass with at least `step` and `params`.
@@ -273,9 +273,22 @@ class _Progress:
         self.log.close()
 
 
-def variables_of(state: defenses.TrainState) -> dict[str, Any]:
-    """The network's variables in a training state, as `encode_fn` takes them."""
-    return {"params": state.params, "batch_stats": state.batch_stats}
+def variables_of(state: Any) -> dict[str, Any]:
+    """The network's variables in a training state, as `encode_fn` takes them: their running average,
+    if the optimizer keeps one.
+
+    Args:
+        state: a state, or one as a checkpoint holds it, whose classes are dicts.
+    """
+    held = state if isinstance(state, dict) else vars(state)
+    average = optimizers.averaged(held["opt_state"])
+    # Of the network's and of the objective's.
+    params = held["params"] if average is None else next(iter(_values(average)))
+    return {"params": params, "batch_stats": held.get("batch_stats") or {}}
+
+
+def _values(tree: Any) -> Iterable[Any]:
+    return tree.values() if isinstance(tree, dict) else tree
 
 
 def train(

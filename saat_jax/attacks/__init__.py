@@ -47,6 +47,7 @@ from saat_jax.attacks.descent import (
     pgd,
     plain,
     row_keys,
+    scaled_rule,
     steepest_l1,
     uniform_noise,
 )

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from saat_jax import options, perturbation
-from saat_jax.attacks.balls import project
+from saat_jax.attacks.balls import per_image, project
 from saat_jax.attacks.code_losses import check_steps, target_loss
 from saat_jax.hamming import EncodeFn
 
@@ -178,6 +178,18 @@ STEP_RULES: options.Choices[Callable[[float], optax.GradientTransformation]] = o
         "steepest_l1": steepest_l1,
     },
 )
+
+
+def scaled_rule(
+    rule: optax.GradientTransformation, share: float | Array
+) -> optax.GradientTransformation:
+    """A step rule whose steps are a share as long; or `[batch]` shares, one for each image."""
+
+    def update(gradient: Array, state: Any, images: Any = None) -> tuple[Array, Any]:
+        change, state = rule.update(gradient, state, images)
+        return change * per_image(share), state
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 class Descent(NamedTuple):

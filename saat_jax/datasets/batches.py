@@ -84,9 +84,9 @@ def train_batches(
                 yield order[step, share], draws[step, share]
 
     size = share.stop - share.start
-    return _read(
-        split, rows, size, _by_tf_data, image_size=image_size, resize=resize, augment=augment
-    )
+    # The same pixels by either.
+    reader = _by_tf_data if lazy.has("tensorflow") else _in_threads
+    return _read(split, rows, size, reader, image_size=image_size, resize=resize, augment=augment)
 
 
 def eval_batches(

@@ -86,7 +86,14 @@ _INNER_ATTACK = {
     "num_steps": ...,
     "attack_mode": "train",
     "random_start": True,
+    "direction": "sign",
+    "random_radius": False,
+    "warmup_steps": 0,
+    # Of the update, for all of them.
+    "weight_perturbation": 0.0,
 }
+# What neither SAAT nor CgAT has of itself.
+_MINIMAX = {"objective_weight": 0.0, "teacher_weight": 1.0, "ramp_steps": 0}
 # What a config may name. Add one of your own by `DEFENSES.register("mine", Defense(function))`.
 DEFENSES: options.Choices[Defense] = options.Choices(
     "defence",
@@ -99,8 +106,10 @@ DEFENSES: options.Choices[Defense] = options.Choices(
         ),
         "cgat": Defense(
             make_cgat_update,
+            state_options={"teacher": False},
             options={
                 **_INNER_ATTACK,
+                **_MINIMAX,
                 "adversarial_weight": 1.0,
                 "bank": "aliased",
                 "ties": "positive",
@@ -108,8 +117,10 @@ DEFENSES: options.Choices[Defense] = options.Choices(
         ),
         "saat": Defense(
             make_saat_update,
+            state_options={"teacher": False},
             options={
                 **_INNER_ATTACK,
+                **_MINIMAX,
                 "adversarial_weight": 1.0,
                 "quantization_weight": 1e-4,
                 "quantization": "mean",

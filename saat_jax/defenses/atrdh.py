@@ -111,6 +111,8 @@ def make_atrdh_update(
     softplus: bool = True,
     attack_mode: AttackMode = "train",
     random_start: bool = True,
+    weight_perturbation: float = 0.0,
+    **more: Any,
 ) -> UpdateFn:
     """Builds the update of ATRDH.
 
@@ -137,6 +139,8 @@ def make_atrdh_update(
         attack_mode: "train" as released: the inner attack runs with dropout and batch
             statistics, and feeds the running statistics. "eval" uses the latter.
         random_start: as in SAAT's update.
+        weight_perturbation: as in SAAT's update.
+        **more: further keyword arguments of `make_inner_attack`.
 
     Returns:
         `update(state, batch, *, axis_name)`; its metrics are "loss", its terms
@@ -148,7 +152,9 @@ def make_atrdh_update(
     Reference:
         Wang et al., Targeted attack and defense for deep hashing, SIGIR 2021.
     """
-    options.check_numbers(adversarial_weight=adversarial_weight)
+    options.check_numbers(
+        adversarial_weight=adversarial_weight, weight_perturbation=weight_perturbation
+    )
     attack = make_inner_attack(
         model,
         targeted=True,
@@ -157,6 +163,7 @@ def make_atrdh_update(
         num_steps=num_steps,
         attack_mode=attack_mode,
         random_start=random_start,
+        **more,
     )
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
@@ -184,7 +191,7 @@ def make_atrdh_update(
             # Constants, or the whole attack would be differentiated.
             fixed = lax.stop_gradient((params, batch_stats))
             adversarial, (batch_stats, counted) = attack(
-                *fixed, counted, target_codes, batch, training
+                *fixed, counted, target_codes, batch, training, state.step
             )
             counted, alpha = objectives.next_forward(counted)
             adversarial_codes, batch_stats = networks.forward(
@@ -211,7 +218,7 @@ def make_atrdh_update(
             return loss, (metrics, new, (batch_stats, bank, soft_bank.codes))
 
         state, metrics, (batch_stats, bank, soft_codes) = descend(
-            loss_fn, state, optimizer, axis_name
+            loss_fn, state, optimizer, axis_name, weight_perturbation=weight_perturbation
         )
         # As good as before the attack, which saw the prototypes of before in any case.
         train_prototypes = prototypes.make_prototype_update(

@@ -1,6 +1,6 @@
 """CgAT's adversarial training: SAAT's minimax update around centre codes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ def make_cgat_update(
     attack_mode: AttackMode = "train",
     random_start: bool = True,
     ties: mainstay.Ties = "positive",
+    **more: Any,
 ) -> UpdateFn:
     """Builds the update of centre-guided adversarial training.
 
@@ -48,6 +49,7 @@ def make_cgat_update(
         attack_mode: as in SAAT's update.
         random_start: as in SAAT's update.
         ties: of `mainstay.center_codes`; "zero" as released.
+        **more: as in SAAT's update.
 
     Returns:
         `update(state, batch, *, axis_name)`; its metrics are those of SAAT's.
@@ -80,4 +82,5 @@ def make_cgat_update(
         bank="soft" if bank == "aliased" else "sign",
         attack_mode=attack_mode,
         random_start=random_start,
+        **more,
     )

@@ -115,6 +115,8 @@ def descend(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     axis_name: str,
+    *,
+    weight_perturbation: float = 0.0,
 ) -> tuple[TrainState, Metrics, Any]:
     """Takes one step of the optimizer on the sum of all devices' shares of a loss.
 
@@ -124,13 +126,22 @@ def descend(
         state: before the step.
         optimizer: of both kinds of parameters.
         axis_name: of the devices.
+        weight_perturbation: how far the network's parameters are moved to where the loss is higher
+            before its gradient is taken there, by the norm of each array; 0 takes it where they
+            are, and costs half as much. The metrics are those of the place.
 
     Returns:
         The state after the step but for running statistics, bank and defence; the metrics of all
         devices; and what else the loss gave.
     """
     before = state.params, state.objective.params
-    gradients, (metrics, objective, rest) = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(*before)
+    place = state.params
+    if weight_perturbation:
+        uphill = lax.psum(jax.grad(loss_fn, has_aux=True)(*before)[0], axis_name)
+        place = jax.tree.map(functools.partial(_moved, weight_perturbation), place, uphill)
+    gradients, (metrics, objective, rest) = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(
+        place, state.objective.params
+    )
     metrics, gradients = lax.psum((metrics, gradients), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, before)
     params, objective_params = optax.apply_updates(before, updates)
@@ -144,6 +155,17 @@ def descend(
     return after, metrics, rest
 
 
+def _moved(share: float, values: Array, direction: Array) -> Array:
+    """Values moved along a direction by a share of their Euclidean norm."""
+    length = jnp.linalg.norm(direction)
+    return values + share * jnp.linalg.norm(values) * direction / jnp.where(length > 0, length, 1)
+
+
+def ramp(step: Array, num_steps: int) -> Array | float:
+    """Rises from nothing to 1 in a number of steps; 1 throughout with none."""
+    return jnp.minimum(1, (step + 1) / num_steps) if num_steps else 1.0
+
+
 def make_inner_attack(
     model: nn.Module,
     *,
@@ -154,8 +176,11 @@ def make_inner_attack(
     attack_mode: AttackMode,
     loss: str = "mean",
     random_start: bool = True,
+    direction: str = "sign",
+    random_radius: bool = False,
+    warmup_steps: int = 0,
 ) -> Callable[..., tuple[Array, tuple[chex.ArrayTree, objectives.State]]]:
-    """Builds the attack within an update: sign descent.
+    """Builds the attack within an update.
 
     Args:
         model: a hash network.
@@ -168,17 +193,24 @@ def make_inner_attack(
         loss: the code loss.
         random_start: whether to begin at a random point of the ball, as released, or at the
             images, as SAAT's Eq. 15.
+        direction: along what a step goes, see `attacks.STEP_RULES`.
+        random_radius: whether each image has a ball and steps of its own, by a share drawn evenly
+            from 0 to 1.
+        warmup_steps: updates within which the balls and the steps grow to their size.
 
     Returns:
-        `attack(params, batch_stats, counted, target_codes, batch, training)`, which returns
-        (images, (running statistics, counted)). `counted` is what `objectives.next_forward`
+        `attack(params, batch_stats, counted, target_codes, batch, training, step)`, which returns
+        (images, (running statistics, counted)). `step` counts updates. `counted` is what `objectives.next_forward`
         counts passes in training mode by; a `State()` keeps the tanh scale at 1.
 
     Raises:
         ValueError: if a name is unknown or a number out of its range.
     """
     options.check_word("attack_mode", attack_mode, ("train", "eval"))
-    options.check_numbers(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
+    options.check_numbers(
+        epsilon=epsilon, step_size=step_size, num_steps=num_steps, warmup_steps=warmup_steps
+    )
+    make_rule = attacks.STEP_RULES[direction]
     attack_loss = attacks.code_loss(loss, targeted=targeted)
 
     def attack(
@@ -188,7 +220,15 @@ def make_inner_attack(
         target_codes: Array,
         batch: Batch,
         training: networks.Training,
+        step: Array,
     ) -> tuple[Array, tuple[chex.ArrayTree, objectives.State]]:
+        share: Any = ramp(step, warmup_steps)
+        starts = next_pass(training, num_steps).keys
+        if random_radius:
+            # A number that no pass folds in.
+            draw = lambda key: jax.random.uniform(jax.random.fold_in(key, 2**32 - 1))  # noqa: E731
+            share *= jax.vmap(draw)(starts)
+        radius, rule = epsilon * share, make_rule(step_size)
 
         @functools.partial(jax.grad, has_aux=True)
         def gradient_fn(images: Array, step: Array, carry: Any) -> tuple[Array, Any]:
@@ -204,15 +244,13 @@ def make_inner_attack(
 
         start = batch.get("start", batch["image"])
         if random_start and "start" not in batch:
-            start += attacks.uniform_noise(
-                next_pass(training, num_steps).keys, start, epsilon=epsilon
-            )
+            start += attacks.uniform_noise(starts, start, epsilon=radius)
         found = attacks.descend(
             lambda images, step, _, carry: gradient_fn(images, step, carry),
             batch["image"],
             start,
-            rule=attacks.STEP_RULES["sign"](step_size),
-            epsilon=epsilon,
+            rule=attacks.scaled_rule(rule, share) if warmup_steps or random_radius else rule,
+            epsilon=radius,
             num_steps=num_steps,
             carry=(batch_stats, counted),
         )

@@ -24,9 +24,11 @@ from saat_jax.defenses.common import (
     loss_context,
     make_inner_attack,
     next_pass,
+    ramp,
     training_pass,
     weighted_loss,
 )
+from saat_jax.defenses.teacher import apart, make_teacher, teach
 
 Array = jax.Array
 
@@ -38,6 +40,8 @@ def init_minimax_state(
     code_bank: objectives.CodeBank,
     database_labels: np.ndarray,
     rng: Array,
+    *,
+    teacher: bool = False,
 ) -> TrainState:
     """The state before the first update of SAAT or CgAT.
 
@@ -49,11 +53,13 @@ def init_minimax_state(
         code_bank: codes in {-1, +1} and labels of the training images.
         database_labels: not used.
         rng: not used.
+        teacher: whether the pretrained network stays as a teacher, which neither paper has.
     """
     del database_labels, rng
     if objective.bank is not None:
         objective = dataclasses.replace(objective, bank=code_bank)
-    return init_state(variables, optimizer, objective, code_bank)
+    state = init_state(variables, optimizer, objective, code_bank)
+    return dataclasses.replace(state, defense=make_teacher(variables) if teacher else None)
 
 
 def make_minimax_update(
@@ -69,6 +75,10 @@ def make_minimax_update(
     quantization: Literal["mean", "sum"],
     bank: Literal["aliased", "soft", "sign"],
     anchor_codes: Literal["refreshed", "once"] = "refreshed",
+    objective_weight: float = 0.0,
+    teacher_weight: float = 1.0,
+    ramp_steps: int = 0,
+    weight_perturbation: float = 0.0,
     **attack_options: Any,
 ) -> UpdateFn:
     """Builds the update of training against an attack that flees anchor codes.
@@ -91,10 +101,20 @@ def make_minimax_update(
         bank: what the code bank is given: "sign" codes; "soft" codes; or codes, which after
             the step the objective's soft codes overwrite if it has a bank, "aliased".
         anchor_codes: of the loss, see `make_saat_update`.
+        objective_weight: of the objective of the adversarial codes.
+        teacher_weight: of the mean squared difference of adversarial codes from those that the
+            state's teacher, if it has one, gives the benign images.
+        ramp_steps: updates within which the weights of all adversarial terms grow to their size.
+        weight_perturbation: of `common.descend`.
         **attack_options: further keyword arguments of `make_inner_attack`.
     """
     options.check_numbers(
-        adversarial_weight=adversarial_weight, quantization_weight=quantization_weight
+        adversarial_weight=adversarial_weight,
+        quantization_weight=quantization_weight,
+        objective_weight=objective_weight,
+        teacher_weight=teacher_weight,
+        ramp_steps=ramp_steps,
+        weight_perturbation=weight_perturbation,
     )
     attack = make_inner_attack(model, targeted=False, num_steps=num_steps, **attack_options)
 
@@ -106,8 +126,16 @@ def make_minimax_update(
         context = loss_context(seed, state.step, batch, axis_name)
         target_codes = anchors(batch["label"], old_bank)
         adversarial, (attacked_stats, _) = attack(
-            state.params, state.batch_stats, objectives.State(), target_codes, batch, training
+            state.params,
+            state.batch_stats,
+            objectives.State(),
+            target_codes,
+            batch,
+            training,
+            state.step,
         )
+        taught = None if state.defense is None else teach(model, state.defense, batch["image"])
+        grown = ramp(state.step, ramp_steps)
         counted, alphas = _count_passes(objective, state.objective)
 
         def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
@@ -132,17 +160,23 @@ def make_minimax_update(
             agreement = attacks.mean_loss(adversarial_codes, loss_codes, targeted=False)
             rough = objectives.quantization(adversarial_codes)
             rough *= adversarial_codes.shape[1] if quantization == "sum" else 1
-            loss, metrics = weighted_loss(
-                batch,
-                axis_name,
+            terms: dict[str, tuple[Array, Any]] = dict(
                 objective_loss=(objective.loss(new, soft_codes, batch["label"], context), 1),
-                adversarial_loss=(-agreement, adversarial_weight),
-                quantization_loss=(rough, quantization_weight),
+                adversarial_loss=(-agreement, adversarial_weight * grown),
+                quantization_loss=(rough, quantization_weight * grown),
             )
+            if objective_weight:
+                attacked = objective.loss(new, adversarial_codes, batch["label"], context)
+                terms["attacked_objective_loss"] = attacked, objective_weight * grown
+            if taught is not None:
+                terms["teacher_loss"] = apart(adversarial_codes, taught), teacher_weight * grown
+            loss, metrics = weighted_loss(batch, axis_name, **terms)
             code_bank = new.bank if bank == "aliased" and new.bank is not None else code_bank
             return loss, (metrics, new, (batch_stats, code_bank))
 
-        state, metrics, (batch_stats, code_bank) = descend(loss_fn, state, optimizer, axis_name)
+        state, metrics, (batch_stats, code_bank) = descend(
+            loss_fn, state, optimizer, axis_name, weight_perturbation=weight_perturbation
+        )
         return dataclasses.replace(state, batch_stats=batch_stats, code_bank=code_bank), metrics
 
     return update
@@ -185,6 +219,7 @@ def make_saat_update(
     loss: str = "mean",
     weighting: mainstay.Weighting = "similarity",
     ties: mainstay.Ties = "positive",
+    **more: Any,
 ) -> UpdateFn:
     """Builds the minimax update of semantic-aware adversarial training.
 
@@ -215,10 +250,14 @@ def make_saat_update(
         loss: the inner attack's code loss.
         weighting: of `mainstay.mainstay_votes`.
         ties: of `mainstay.mainstay_codes`; "zero" as released.
+        **more: what neither paper has, of `make_minimax_update`: `objective_weight`,
+            `teacher_weight`, `ramp_steps`, `weight_perturbation`; and of `make_inner_attack`:
+            `direction`, `random_radius`, `warmup_steps`.
 
     Returns:
-        `update(state, batch, *, axis_name)`; its metrics are "loss" and the three terms
-        "objective_loss", "adversarial_loss", "quantization_loss".
+        `update(state, batch, *, axis_name)`; its metrics are "loss" and the terms
+        "objective_loss", "adversarial_loss", "quantization_loss", and "attacked_objective_loss"
+        and "teacher_loss" where there are such.
 
     Raises:
         ValueError: if a name is unknown or a size negative.
@@ -253,4 +292,5 @@ def make_saat_update(
         attack_mode=attack_mode,
         random_start=random_start,
         loss=loss,
+        **more,
     )

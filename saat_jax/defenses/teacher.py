@@ -43,6 +43,27 @@ class Teacher:
     batch_stats: chex.ArrayTree
 
 
+def make_teacher(variables: dict[str, Any]) -> Teacher:
+    """A teacher of these variables."""
+    # Copies: the state's memory is reused by each update.
+    return Teacher(
+        jax.tree.map(jnp.array, variables["params"]),
+        jax.tree.map(jnp.array, variables.get("batch_stats", {})),
+    )
+
+
+def teach(model: nn.Module, teacher: Teacher, images: Array) -> Array:
+    """The teacher's soft codes of `[batch, height, width, 3]` images, as constants."""
+    return lax.stop_gradient(
+        networks.forward(model, teacher.params, teacher.batch_stats, images, None)[0]
+    )
+
+
+def apart(soft_codes: Array, taught: Array) -> Array:
+    """Mean squared difference of each image's soft codes. `[batch]`"""
+    return jnp.mean(jnp.square(soft_codes - taught), axis=1)
+
+
 def init_teacher_state(
     variables: dict[str, Any],
     optimizer: optax.GradientTransformation,
@@ -62,13 +83,8 @@ def init_teacher_state(
         rng: not used.
     """
     del code_bank, database_labels, rng
-    # Copies: the state's memory is reused by each update.
-    teacher = Teacher(
-        jax.tree.map(jnp.array, variables["params"]),
-        jax.tree.map(jnp.array, variables.get("batch_stats", {})),
-    )
     state = init_state(variables, optimizer, objective)
-    return dataclasses.replace(state, defense=teacher)
+    return dataclasses.replace(state, defense=make_teacher(variables))
 
 
 def make_teacher_update(
@@ -84,6 +100,8 @@ def make_teacher_update(
     random_start: bool = True,
     clean_weight: float = 1.0,
     max_drift: float = 0.0,
+    weight_perturbation: float = 0.0,
+    **more: Any,
 ) -> UpdateFn:
     """Builds the update of hardening from images alone.
 
@@ -103,6 +121,8 @@ def make_teacher_update(
         random_start: as in SAAT's update.
         clean_weight: of the drift of clean codes.
         max_drift: mean squared drift of an image's soft code that costs nothing, up to 4.
+        weight_perturbation: as in SAAT's update.
+        **more: further keyword arguments of `make_inner_attack`.
 
     Returns:
         `update(state, batch, *, axis_name)`; its metrics are "loss", "adversarial_loss" and
@@ -116,7 +136,9 @@ def make_teacher_update(
         ICML 2024, for the loss; there of features, here of soft codes, with a bound on the drift.
     """
     del objective
-    options.check_numbers(clean_weight=clean_weight, max_drift=max_drift)
+    options.check_numbers(
+        clean_weight=clean_weight, max_drift=max_drift, weight_perturbation=weight_perturbation
+    )
     attack = make_inner_attack(
         model,
         targeted=False,
@@ -125,6 +147,7 @@ def make_teacher_update(
         num_steps=num_steps,
         attack_mode=attack_mode,
         random_start=random_start,
+        **more,
     )
 
     def update(state: TrainState, batch: Batch, *, axis_name: str) -> tuple[TrainState, Metrics]:
@@ -132,30 +155,29 @@ def make_teacher_update(
         if not isinstance(teacher, Teacher):
             raise ValueError("this defence needs a teacher in its state; see init_teacher_state")
         training = training_pass(seed, state.step, batch, axis_name)
-        taught, _ = networks.forward(
-            model, teacher.params, teacher.batch_stats, batch["image"], None
-        )
-        taught = lax.stop_gradient(taught)
+        taught = teach(model, teacher, batch["image"])
         adversarial, (attacked_stats, _) = attack(
-            state.params, state.batch_stats, objectives.State(), taught, batch, training
+            state.params, state.batch_stats, objectives.State(), taught, batch, training, state.step
         )
 
         def loss_fn(params: chex.ArrayTree, objective_params: Any) -> tuple[Array, Any]:
-            apart, batch_stats = [], attacked_stats
+            losses, batch_stats = [], attacked_stats
             for number, images in enumerate((adversarial, batch["image"])):
                 keys = next_pass(training, num_steps + 1 + number)
                 soft_codes, batch_stats = networks.forward(model, params, batch_stats, images, keys)
-                apart.append(jnp.mean(jnp.square(soft_codes - taught), axis=1))
+                losses.append(apart(soft_codes, taught))
             loss, metrics = weighted_loss(
                 batch,
                 axis_name,
-                adversarial_loss=(apart[0], 1.0),
-                drift_loss=(jax.nn.relu(apart[1] - max_drift), clean_weight),
+                adversarial_loss=(losses[0], 1.0),
+                drift_loss=(jax.nn.relu(losses[1] - max_drift), clean_weight),
             )
             kept = dataclasses.replace(state.objective, params=objective_params)
             return loss, (metrics, kept, batch_stats)
 
-        state, metrics, batch_stats = descend(loss_fn, state, optimizer, axis_name)
+        state, metrics, batch_stats = descend(
+            loss_fn, state, optimizer, axis_name, weight_perturbation=weight_perturbation
+        )
         return dataclasses.replace(state, batch_stats=batch_stats), metrics
 
     return update

@@ -227,8 +227,7 @@ class Run:
             found = saved.restore(best=self.config["evaluation"]["checkpoint"] == "best")
         if found is None:
             raise ValueError(f"{folder} holds no best checkpoint; use evaluation.checkpoint=latest")
-        state = found.state
-        variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+        variables = training.variables_of(found.state)
         encode_fn = networks.make_encode_fn(parts.make_network(self.config["model"]))
         # On the device once, not with every batch.
         return TrainedModel(encode_fn, jax.device_put(variables), found)

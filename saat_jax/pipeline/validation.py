@@ -115,6 +115,7 @@ _TRAINING = {
         "momentum?": options.number,
         "beta1?": options.number,
         "weight_decay?": options.number,
+        "average?": options.number,
     },
     "log_every": options.number,
     "checkpoint_every": options.number,
