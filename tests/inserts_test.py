@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from saat_jax import evaluation, reports, retrieval
-from saat_jax.evaluation import inserts as inserts_module
 from saat_jax.evaluation import matcher
+from saat_jax.evaluation.inserts import entry_limits
 from tests import audit_test
 from tests.audit_test import NUM_BITS, SIDE, codes_of, make
 
@@ -120,7 +120,7 @@ def test_what_is_equally_near_comes_before_an_insert():
     database = np.array([[1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, 1], [-1, -1, -1, -1]])
     query = np.ones((1, 4))
     for k, limit in ((1, -1), (2, 0), (3, 0), (4, 3)):
-        assert inserts_module.entry_limits(query, database, k).tolist() == [limit]
+        assert entry_limits(query, database, k).tolist() == [limit]
 
 
 def test_inserts_that_were_stopped_go_on_and_end_the_same(inserted, tmp_path, monkeypatch):

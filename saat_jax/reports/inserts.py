@@ -17,7 +17,8 @@ def section(record: Record, arrays: Mapping[str, np.ndarray]) -> Section:
     del arrays
     numbers = [*map(str, record["numbers"])]
     words = {"radius": "within the radius", "top_k": f"in the top {record['k']}"}
-    rows, lines = [], []
+    rows: list[list[str]] = []
+    lines: list[Line] = []
     for measure, by_kind in record["reach"].items():
         for kind, name in _KINDS.items():
             shares = [by_kind[kind][n] for n in numbers]

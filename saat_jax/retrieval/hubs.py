@@ -1,8 +1,8 @@
 """Hubs: codes that lie near far more queries than others, as an attacker's inserts would.
 
-`hub_codes` looks for some, as an attacker would for something to aim at. A scan counts for each code
-of a database how many of a sample of codes lie within a radius. A hub has many, and of many kinds:
-near-duplicates of one picture are near each other alone.
+`hub_codes` looks for some, as an attacker would for something to aim at. A scan counts for each
+code of a database how many of a sample of codes lie within a radius. A hub has many, and of many
+kinds: near-duplicates of one picture are near each other alone.
 """
 
 import dataclasses
