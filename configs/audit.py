@@ -27,7 +27,7 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     common.check_variant("audit", variant, VARIANTS)
     config = ml_collections.ConfigDict()
     # The part to make: audit (by the gradient), edits,
-    # queries, universal, transfer, certify; report only writes the page.
+    # queries, universal, inserts, transfer, certify; report only writes the page.
     config.task = "audit"
     # Of the starts, and of which image is to be taken for which.
     config.seed = 0
@@ -81,6 +81,19 @@ def get_config(variant: str = "pdq") -> ml_collections.ConfigDict:
     )
     # One perturbation for all images, or a patch that covers a share of the area.
     config.universal = dict(epsilon=8 / 255, patch=0.0, task="evade", num_steps=300)
+    # Images that are put into the database, to be found by as many queries as possible.
+    config.inserts = dict(
+        epsilon=8 / 255,
+        # Of inserts, at which reach is told.
+        numbers=(1, 2, 5, 10),
+        # Length of the list that a query gets.
+        k=10,
+        # Images that are queries alone, and images of which inserts are made; a third at most each.
+        num_held_out=500,
+        num_carriers=100,
+        # Share of the codes that may be suspects of the scan.
+        alert_rate=0.01,
+    )
     # Images crafted on each encoder, judged by all: others as ENCODER=RADIUS, or ENCODER alone at a
     # false-match rate of 1 %.
     config.transfer = dict(epsilon=8 / 255, encoders=("phash=10", "dhash=10", "ahash=5"))

@@ -27,6 +27,7 @@ SLOW = [
     "pipeline_test",
     "edits_test",
     "universal_test",
+    "inserts_test",
     "bad_inputs_test",
     "networks_test",
     "generative_test",

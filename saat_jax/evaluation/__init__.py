@@ -10,6 +10,7 @@ from saat_jax.evaluation.crafting import (
 )
 from saat_jax.evaluation.edited import edited
 from saat_jax.evaluation.flags import FLAGS, Flag
+from saat_jax.evaluation.inserts import inserts
 from saat_jax.evaluation.judging import (
     attacker_knowledge,
     batches_from,
@@ -69,6 +70,7 @@ __all__ = [
     "edited",
     "encode",
     "evaluate",
+    "inserts",
     "learned_universal",
     "queries",
     "standard_suite",

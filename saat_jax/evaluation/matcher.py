@@ -58,11 +58,14 @@ class Task:
         name: one of `TASKS`.
         rows: `[num]` the attacked images.
         wanted: `[num, num_wanted]` rows of what is listed: to be left, or to be matched.
+        codes: `[num, num_bits]` codes of nothing that is listed, to be matched in place of
+            `wanted`; None if there are none.
     """
 
     name: str
     rows: np.ndarray
     wanted: np.ndarray
+    codes: np.ndarray | None = None
 
     @property
     def sign(self) -> np.float32:
@@ -71,7 +74,8 @@ class Task:
 
     def some(self, places: np.ndarray) -> "Task":
         """Of some of its images."""
-        return Task(self.name, self.rows[places], self.wanted[places])
+        codes = None if self.codes is None else self.codes[places]
+        return Task(self.name, self.rows[places], self.wanted[places], codes)
 
 
 @dataclasses.dataclass
@@ -341,8 +345,14 @@ class Matcher:
 
     def gain(self, task: Task, outputs: np.ndarray) -> np.ndarray:
         """Above zero where a task is done, in the units of the point. `[num]`"""
-        listed = jnp.asarray(self.listed_outputs[task.wanted])
+        listed = jnp.asarray(self._wanted_outputs(task))
         return np.asarray(self._criterion(task.sign, listed).gain(jnp.asarray(outputs)))
+
+    def _wanted_outputs(self, task: Task) -> np.ndarray:
+        """What is to be left, or to be matched. `[num, num_wanted, num_bits]`"""
+        if task.codes is None:
+            return self.listed_outputs[task.wanted]
+        return task.codes[:, None].astype(np.float32)
 
     def rate(self, task: Task, outputs: np.ndarray) -> retrieval.Rate:
         """How often a task is done."""
@@ -360,7 +370,7 @@ class Matcher:
 
     def changed(self, task: Task, outputs: np.ndarray) -> np.ndarray:
         """How far outputs are apart from the nearest of what is wanted. `[num]`"""
-        return self.point.apart(outputs, self.listed_outputs[task.wanted]).min(axis=1)
+        return self.point.apart(outputs, self._wanted_outputs(task)).min(axis=1)
 
     def by_index(self, outputs: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
         """Whether each index returns some of what is wanted, by its name. `[num]`"""
@@ -420,11 +430,12 @@ class Matcher:
         # One program for all batches of a size, and for all tasks: what is less is filled up.
         shape = self.photos.images[task.rows[batch[0]]].shape
         alike = sum(self.photos.images[row].shape == shape for row in self.rows)
-        missing = min(alike, self.batch_size) - len(batch)
+        missing = max(0, min(alike, self.batch_size) - len(batch))
         filled = np.concatenate([batch, np.repeat(batch[-1:], missing)])
-        wanted = np.resize(task.wanted[filled].T, (self._num_wanted, len(filled))).T
+        wanted = self._wanted_outputs(task.some(filled))
+        wanted = wanted[:, np.arange(self._num_wanted) % wanted.shape[1]]
         rows, within = task.rows[filled], (levels[filled] / 255).astype(np.float32)
-        wished = self._criterion(task.sign, jnp.asarray(self.listed_outputs[wanted]))
+        wished = self._criterion(task.sign, jnp.asarray(wanted))
         images = np.stack([self.photos.images[row] for row in rows]) / np.float32(255)
         arguments = (
             self.encoder.variables,

@@ -69,6 +69,17 @@ PARTS: options.Choices[tuple[Callable[..., Any] | None, Mapping[str, Any] | None
                     "num_steps": options.number,
                 },
             ),
+            "inserts": (
+                evaluation.inserts,
+                {
+                    "epsilon": options.number,
+                    "numbers": options.anything,
+                    "k": options.number,
+                    "num_held_out": options.number,
+                    "num_carriers": options.number,
+                    "alert_rate": options.number,
+                },
+            ),
             "transfer": (_transfer, {"epsilon": options.number, "encoders": options.anything}),
             "certify": (
                 evaluation.certify,

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from saat_jax import files
-from saat_jax.reports import certify, charts, edited, gallery, page, queries, tables, universal
+from saat_jax.reports import (
+    certify,
+    charts,
+    edited,
+    gallery,
+    inserts,
+    page,
+    queries,
+    tables,
+    universal,
+)
 from saat_jax.reports.charts import Chart, Line
 from saat_jax.reports.sections import (
     Record,
@@ -40,6 +50,7 @@ PARTS: dict[str, Callable[[Record, Mapping[str, np.ndarray]], Section]] = {
     "edits": edited.section,
     "queries": queries.section,
     "universal": universal.section,
+    "inserts": inserts.section,
     "transfer": universal.transfer_section,
     "certify": certify.section,
 }

@@ -17,7 +17,7 @@ from saat_jax.retrieval.counting import (
     TIES,
     distance_histograms,
 )
-from saat_jax.retrieval.hubs import Scan, scan
+from saat_jax.retrieval.hubs import Scan, hub_codes, scan
 from saat_jax.retrieval.indexes import (
     FAISS,
     Index,
@@ -48,6 +48,7 @@ from saat_jax.retrieval.points import (
     OperatingPoint,
     Rate,
     choose_point,
+    distances_of_pairs,
     false_match_rate,
     point_of,
 )
@@ -72,12 +73,14 @@ __all__ = [
     "average_precision",
     "choose_point",
     "distance_histograms",
+    "distances_of_pairs",
     "expected_average_precision",
     "expected_precision_at_n",
     "expected_precision_recall_curve",
     "faiss_index",
     "false_match_rate",
     "graded_scores",
+    "hub_codes",
     "map_at_k",
     "matches",
     "ndcg_at_k",

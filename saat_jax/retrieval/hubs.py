@@ -1,7 +1,8 @@
 """Hubs: codes that lie near far more queries than others, as an attacker's inserts would.
 
-A scan counts for each code of a database how many of a sample of codes lie within a radius. A hub
-has many, and of many kinds: near-duplicates of one picture are near each other alone.
+`hub_codes` looks for some, as an attacker would for something to aim at. A scan counts for each
+code of a database how many of a sample of codes lie within a radius. A hub has many, and of many
+kinds: near-duplicates of one picture are near each other alone.
 """
 
 import dataclasses
@@ -18,6 +19,9 @@ Array = jax.Array
 # Codes that are compared with the sample at a time; the kinds that the sample is divided into, and
 # the rounds of dividing it.
 _AT_A_TIME, _NUM_KINDS, _ROUNDS = 4096, 32, 10
+# A hub begins at the best of the starts; how softly a limit is meant on the way, in shares of the
+# bits; rounds of each; and how many bits are flipped in the end at most.
+_NUM_STARTS, _SOFTNESS, _CLIMB_ROUNDS, _NUM_FLIPS = 8, (1 / 8, 1 / 16, 1 / 32), 10, 20
 # From the median absolute deviation to a standard deviation.
 _MAD = 1.4826
 
@@ -131,6 +135,92 @@ def cluster(codes: np.ndarray, num_kinds: int) -> np.ndarray:
         np.add.at(sums, kind, codes)
         found = np.where(sums == 0, found, np.sign(sums))
     return np.argmax(codes @ found.T, axis=1)
+
+
+def hub_codes(codes: np.ndarray, limits: np.ndarray, *, num_hubs: int) -> np.ndarray:
+    """Looks for codes that lie near as many others as possible. `[num_hubs, num_bits]`
+
+    One after the other, each for what those before it do not reach; when all is reached, for all
+    again. Each begins at the best of the codes and of the majorities of clusters, goes to the
+    majority of what it reaches or almost reaches, and then flips single bits while that helps. No
+    more is claimed than that: there may be better ones. Memory: the distances of all pairs.
+
+    Args:
+        codes: `[num_codes, num_bits]` in {-1, +1}.
+        limits: `[num_codes]` within how many bits of each a hub has to be.
+        num_hubs: how many to look for.
+
+    Raises:
+        ValueError: if an array is of another shape, or there is no code.
+
+    Example:
+        >>> codes = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+        >>> hub_codes(codes, np.ones(4), num_hubs=1).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    options.check_numbers(num_hubs=num_hubs)
+    hamming.check_codes("codes", codes)
+    codes, limits = np.asarray(codes, np.float32), np.asarray(limits, np.float32)
+    options.check_shapes(codes=(codes, "num_codes num_bits"), limits=(limits, "num_codes"))
+    kinds = cluster(codes, _NUM_KINDS)
+    majorities = [np.sum(codes[kinds == kind], axis=0) for kind in np.unique(kinds)]
+    starts = np.concatenate([codes, _signs(np.stack([*majorities, np.sum(codes, axis=0)]))])
+    apart = _apart(starts, codes)
+    found, left = [], np.ones(len(codes), bool)
+    for _ in range(num_hubs):
+        worth = _worth(apart[:, left], limits[left], codes.shape[1])
+        best = np.argsort(-worth, kind="stable")[:_NUM_STARTS]
+        hub = _flipped(_climbed(starts[best], codes[left], limits[left]), codes[left], limits[left])
+        found.append(hub)
+        left &= _apart(hub[None], codes)[0] > limits
+        if not left.any():
+            left[:] = True
+    return np.stack(found)
+
+
+def _climbed(starts: np.ndarray, codes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """The best code on the way from starts to the majorities of what they reach. `[num_bits]`"""
+    tried = [starts]
+    for softness in _SOFTNESS:
+        hubs = starts
+        for _ in range(_CLIMB_ROUNDS):
+            hubs = _signs(_soft(_apart(hubs, codes), limits, softness * codes.shape[1]) @ codes)
+            tried.append(hubs)
+    everything = np.unique(np.concatenate(tried), axis=0)
+    return everything[np.argmax(_worth(_apart(everything, codes), limits, codes.shape[1]))]
+
+
+def _flipped(hub: np.ndarray, codes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """A code after the flips of single bits that make it reach more. `[num_bits]`"""
+    for _ in range(_NUM_FLIPS):
+        # Whoever agrees in the bit comes one farther, all others one nearer.
+        apart = _apart(hub[None], codes) + (codes * hub).T
+        worth = _worth(apart, limits, codes.shape[1])
+        bit = np.argmax(worth)
+        if worth[bit] <= _worth(_apart(hub[None], codes), limits, codes.shape[1])[0] + 1e-6:
+            break
+        hub = np.where(np.arange(len(hub)) == bit, -hub, hub)
+    return hub
+
+
+def _worth(apart: np.ndarray, limits: np.ndarray, num_bits: int) -> np.ndarray:
+    """How many codes lie within their limits, and, below one, how nearly others do. `[num]`"""
+    near = _soft(apart, limits, _SOFTNESS[-1] * num_bits)
+    return np.sum(apart <= limits, axis=1) + np.mean(near, axis=1)
+
+
+def _soft(apart: np.ndarray, limits: np.ndarray, softness: float) -> np.ndarray:
+    """How far distances are within their limits, from 0 to 1. `[num, num_codes]`"""
+    return 0.5 + 0.5 * np.tanh((limits + 0.5 - apart) / (2 * softness))
+
+
+def _signs(sums: np.ndarray) -> np.ndarray:
+    return np.where(sums >= 0, 1, -1).astype(np.float32)
+
+
+def _apart(hubs: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Hamming distances, whole numbers. `[num, num_codes]`"""
+    return np.round((codes.shape[1] - hubs @ codes.T) / 2)
 
 
 def _checked(packed: np.ndarray, num_bits: int) -> np.ndarray:
