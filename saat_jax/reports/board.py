@@ -70,7 +70,7 @@ def _row(card: Card, place: pathlib.Path) -> dict[str, Any]:
             for name in ("clean", "worst", "targeted")
             if (score := getattr(card, name)) is not None
         },
-        "false_match": _told((card.point or {}).get("false_match")),
+        "false_match": _false_matches(card),
     }
 
 
@@ -81,11 +81,19 @@ def _link(address: str | None, place: pathlib.Path) -> str | None:
     return address if (place / address).is_file() else None
 
 
+def _false_matches(card: Card) -> str:
+    """The rate of false matches of an operating point, if it is known: often below what shows."""
+    if (share := (card.point or {}).get("false_match")) is None:
+        return ""
+    low, high = (f"{100 * end:.2g}" for end in share.get("interval") or (share["score"],) * 2)
+    return f"false matches {low} to {high} % of pairs"
+
+
 def _told(score: Any) -> str:
     """A score with its interval, in percent."""
     if score is None:
         return "-"
     if score.get("interval") is None:
         return tables.percent(score["score"], 1)
-    low, high = (f"{100 * end:.3g}" for end in score["interval"])
+    low, high = (f"{100 * end:.1f}" for end in score["interval"])
     return f"{tables.percent(score['score'], 1)} ({low}-{high})"

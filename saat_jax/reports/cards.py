@@ -292,8 +292,9 @@ def _card_of_run(
     aimed = [record for record in inside if record["targeted"]]
     most = max(aimed, key=lambda r: r["metrics"]["t_map"], default=None)
     suite = [r for r in inside if is_worst_case(r) and not r["targeted"]]
-    # Any search of the ball that is not to be believed spoils what is the lowest of all.
-    flags = {f["flag"]: f["meaning"] for r in inside for f in r.get("flags") or ()}
+    # Any search of the ball that is not to be believed spoils what is the lowest of all, and so
+    # does a model that hardly retrieves.
+    flags = {f["flag"]: f["meaning"] for r in (benign, *inside) for f in r.get("flags") or ()}
     return Card(
         name=name,
         track="labels",
