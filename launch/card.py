@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
     add("--output", type=pathlib.Path, help="folder of the cards; by default WORKDIR/cards")
     add("--command", default="", help="what made the run, if its folder does not say")
     add("--dataset", default="", help="name of an audit's images; by default their folder's")
-    add("--page", help="address of the run's page, seen from the board; by default WORKDIR's")
+    add(
+        "--page",
+        help="address of the run's page, seen from the board; by default WORKDIR's; '' for none",
+    )
     options = parser.parse_args(arguments)
     terminal.quiet()
     # Imported here, so that a wrong flag is answered at once.
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     page = options.page
     if page is None and (report := options.workdir / "report.html").is_file():
         page = pathlib.Path(os.path.relpath(report, output)).as_posix()
-    given = {"command": options.command, "dataset": options.dataset, "page": page}
+    given = {"command": options.command, "dataset": options.dataset, "page": page or None}
     for card in pipeline.make_cards(str(options.workdir), **given):
         path = output / f"{card.stem}.json"
         reports.write_card(card, path)
