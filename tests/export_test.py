@@ -32,8 +32,6 @@ def _write(folder, network, seed=0, image_size=16):
         {"name": "convnet", "num_bits": 12, "widths": (4, 8)},
         {"name": "convnet", "num_bits": 12, "widths": (4, 8), "input_norm": False},
         {"name": "convnet", "num_bits": 7, "widths": (4,), "dtype": "bfloat16"},
-        # With running statistics.
-        {"name": "resnet18", "num_bits": 9},
     ],
     ids=lambda network: "-".join(map(str, network.values())),
 )
@@ -44,6 +42,19 @@ def test_a_folder_gives_the_same_bits(tmp_path, network):
     np.testing.assert_array_equal(loaded.run(IMAGES), expected.run(IMAGES))
     assert loaded.fingerprint == expected.fingerprint
     assert (loaded.name, loaded.num_bits) == ("mine", network["num_bits"])
+
+
+def test_running_statistics_go_with_the_parameters(tmp_path):
+    network = {"name": "resnet18", "num_bits": 9}
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(networks.create_network(**network).init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    settings = {"name": "mine", "image_size": 16, "resize": 20, "code_version": "1"}
+    encoders.write_model(tmp_path, network, variables, **settings)
+    config, _, found = encoders.read_model(tmp_path)
+    assert config["resize"] == 20 and found.keys() == {"params", "batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
 def test_another_program_reads_the_weights(tmp_path):
