@@ -14,9 +14,9 @@ A finished stage is skipped, a stopped one goes on where it was; both are found 
 """
 
 import argparse
-import logging
 import os
 import pathlib
+import shlex
 import sys
 from importlib import metadata
 
@@ -52,8 +52,20 @@ def main(arguments: list[str] | None = None) -> None:
 
     for folder, config.seed in folders.items():
         pipeline.run(config, folder)
+        if jax.process_index() == 0:
+            _note_command(pathlib.Path(folder), sys.argv[1:] if arguments is None else arguments)
     if options.seeds and jax.process_index() == 0:
         reports.show_comparison([options.workdir], pathlib.Path(options.workdir, "comparison.html"))
+
+
+def _note_command(workdir: pathlib.Path, arguments: list[str]) -> None:
+    """Adds a command to those that made what a workdir holds, for its cards."""
+    from saat_jax import files, pipeline
+
+    path, line = workdir / pipeline.COMMANDS, shlex.join(["saat-jax", *arguments])
+    lines = files.whole_lines(path)
+    if line not in lines:
+        files.write_bytes(path, "".join(f"{told}\n" for told in [*lines, line]).encode())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,10 +149,7 @@ def start_jax(precision: str, compilation_cache: str = ".jax_cache") -> None:
     # Systems without affinities are taken to have more.
     if len(getattr(os, "sched_getaffinity", lambda _: (0, 1))(0)) == 1:
         os.environ.setdefault("PJRT_NPROC", "2")
-    logging.getLogger().setLevel(logging.WARNING)
-    # Orbax warns that a folder opened for reading is only read, and prints the traceback of a save
-    # that failed in the background above the message that says what to do.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    terminal.quiet()
 
     import jax
 

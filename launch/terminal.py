@@ -3,6 +3,7 @@
 import codecs
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,16 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(
         _PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in unknown
     ), error.end
+
+
+def quiet() -> None:
+    """Keeps libraries from warning of what is as it should be.
+
+    Orbax warns that a folder opened for reading is only read, and prints the traceback of a save
+    that failed in the background above the message that says what to do.
+    """
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def run(main: Callable[[], int | None]) -> int:

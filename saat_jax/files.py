@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,32 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary folder, and moves it to `path` when the block has filled it.
+
+    A block that raises leaves nothing.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk, with what to do.
+        ValueError: if there is something at `path` already, which is left as it is.
+    """
+    # An empty folder is no loss: the system replaces it.
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} is there already, and is not replaced; name another folder")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with telling(path):
+        # What a kill has left.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 

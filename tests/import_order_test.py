@@ -43,7 +43,7 @@ FLOOR = (
 )
 LAUNCH = (
     ("settings", "terminal"),
-    ("compare", "main", "prepare", "scan"),
+    ("board", "card", "compare", "export", "main", "prepare", "scan"),
     ("reproduce",),
     ("command",),
 )

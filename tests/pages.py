@@ -3,7 +3,7 @@
 import html.parser
 import pathlib
 
-VOID = frozenset({"meta", "img", "source", "br", "link"})
+VOID = frozenset({"meta", "img", "source", "br", "link", "input"})
 
 
 class Node:

@@ -8,6 +8,12 @@ from saat_jax.encoders.callback import from_function, from_torch
 from saat_jax.encoders.embedding import sign_quantized
 from saat_jax.encoders.encoder import Encoder, Parity, by_shape, parity
 from saat_jax.encoders.jax_function import from_encode_fn, from_jax, from_network
+from saat_jax.encoders.model_folder import (
+    from_folder,
+    read_model,
+    weights_digest,
+    write_model,
+)
 from saat_jax.encoders.onnx_file import ROUNDINGS, from_onnx
 from saat_jax.encoders.onnx_operators import OPERATORS
 from saat_jax.encoders.perceptual import (
@@ -33,6 +39,7 @@ __all__ = [
     "dhash",
     "draw_outputs",
     "from_encode_fn",
+    "from_folder",
     "from_function",
     "from_jax",
     "from_network",
@@ -43,6 +50,9 @@ __all__ = [
     "parity",
     "pdq",
     "phash",
+    "read_model",
     "sign_quantized",
     "smoothed",
+    "weights_digest",
+    "write_model",
 ]

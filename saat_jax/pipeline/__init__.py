@@ -9,6 +9,7 @@ A run is a folder. What is finished there is not done again, and what was stoppe
 <workdir>/records/<model>/<attack>.json   what `evaluation.evaluate` writes
 <workdir>/transfer/<attack>.json          what `evaluation.transfer` writes
 <workdir>/codes/<model>/                  what the task "encode" writes
+<workdir>/commands.txt                    the commands that were run there
 <workdir>/report.html                     what `reports.write_report` makes of it all
 <workdir>/.lock                           who writes to the folder at the time
 
@@ -30,6 +31,7 @@ Every setting is checked before any work is done:
 
 from saat_jax.pipeline.audits import load_encoder
 from saat_jax.pipeline.codes import encode, search
+from saat_jax.pipeline.exports import COMMANDS, export_model, make_cards
 from saat_jax.pipeline.learners import learn_attacks
 from saat_jax.pipeline.parts import Config, load_data
 from saat_jax.pipeline.runs import Run, TrainedModel
@@ -39,18 +41,21 @@ from saat_jax.pipeline.validation import TASKS, Settings, validate
 from saat_jax.pipeline.workdir import locked, stored_config
 
 __all__ = [
+    "COMMANDS",
     "TASKS",
     "Config",
     "Run",
     "Settings",
     "TrainedModel",
     "encode",
+    "export_model",
     "harden",
     "judge",
     "learn_attacks",
     "load_data",
     "load_encoder",
     "locked",
+    "make_cards",
     "run",
     "search",
     "show_report",

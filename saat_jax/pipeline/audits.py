@@ -122,10 +122,10 @@ def load_encoder(source: Any, **given: Any) -> Encoder:
 
     Args:
         source: a perceptual hash by name ("pdq", "phash", "dhash", "ahash"); a model of a run,
-            "WORKDIR:MODEL"; an ONNX file; a function of a Python file, "FILE.py:NAME", which is
-            called and gives any of these; a PyTorch module; a Flax network, with `variables` and
-            `image_size`; or a traceable function of images, with `image_size`. For a function
-            that JAX cannot trace see `encoders.from_function`.
+            "WORKDIR:MODEL"; a folder of `export_model`; an ONNX file; a function of a Python file,
+            "FILE.py:NAME", which is called and gives any of these; a PyTorch module; a Flax
+            network, with `variables` and `image_size`; or a traceable function of images, with
+            `image_size`. For a function that JAX cannot trace see `encoders.from_function`.
         **given: what the constructor takes: `encoders.from_onnx`, `from_torch`, `from_network`,
             `from_jax`.
 
@@ -162,9 +162,11 @@ def _from_text(source: str, given: Mapping[str, Any]) -> Encoder:
         return load_encoder(_function_of(pathlib.Path(place), name)(), **given)
     if place and (pathlib.Path(place) / "config.json").is_file():
         return _of_run(pathlib.Path(place), name)
+    if pathlib.Path(source).is_dir():
+        return encoders.from_folder(pathlib.Path(source))
     raise ValueError(
         f"encoder {options.shortened(source)!r} is none of {[*encoders.PERCEPTUAL_HASHES]}, and no "
-        "FILE.onnx, FILE.py:FUNCTION or WORKDIR:MODEL that is there"
+        "FILE.onnx, FILE.py:FUNCTION, WORKDIR:MODEL or FOLDER of a model that is there"
     )
 
 

@@ -10,9 +10,20 @@ name of an attack); *hardening* is what turns the model `pretrained` into any ot
 """
 
 from saat_jax.reports.audits import PARTS, audit_table, show_audit
+from saat_jax.reports.board import write_board
+from saat_jax.reports.cards import (
+    Card,
+    cards_of_audit,
+    cards_of_run,
+    check_card,
+    read_card,
+    read_cards,
+    write_card,
+)
 from saat_jax.reports.compare import show_comparison
+from saat_jax.reports.model_readme import model_readme
 from saat_jax.reports.page import show_report, write_report
-from saat_jax.reports.records import load_records
+from saat_jax.reports.records import BASE_MODEL, load_records
 from saat_jax.reports.tables import (
     attack_table,
     iterations_table,
@@ -22,16 +33,26 @@ from saat_jax.reports.tables import (
 )
 
 __all__ = [
+    "BASE_MODEL",
     "PARTS",
+    "Card",
     "attack_table",
     "audit_table",
+    "cards_of_audit",
+    "cards_of_run",
+    "check_card",
     "iterations_table",
     "load_records",
+    "model_readme",
+    "read_card",
+    "read_cards",
     "show_audit",
     "show_comparison",
     "show_report",
     "summary_table",
     "terminal_tables",
     "transfer_table",
+    "write_board",
+    "write_card",
     "write_report",
 ]
