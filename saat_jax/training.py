@@ -274,8 +274,9 @@ class _Progress:
 
 
 def variables_of(state: Any) -> dict[str, Any]:
-    """The network's variables in a training state, as `encode_fn` takes them: their running average,
-    if the optimizer keeps one.
+    """The network's variables in a training state, as `encode_fn` takes them.
+
+    The parameters are their running average, if the optimizer keeps one.
 
     Args:
         state: a state, or one as a checkpoint holds it, whose classes are dicts.

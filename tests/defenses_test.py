@@ -22,7 +22,9 @@ from saat_jax import (
     optimizers,
     parallel,
     retrieval,
+    training,
 )
+from saat_jax.defenses import common
 from tests import golden, reference, tiny
 
 DPH = objectives.create_objective("dph")
@@ -88,10 +90,9 @@ def _on_all_devices(update):
     return run
 
 
-def _optimizer(learning_rate=0.1, momentum=0.9):
-    return optimizers.make_optimizer(
-        "sgd", lambda _: learning_rate, num_steps=1, momentum=momentum, weight_decay=5e-4
-    )
+def _optimizer(learning_rate=0.1, momentum=0.9, **more):
+    settings = {"num_steps": 1, "momentum": momentum, "weight_decay": 5e-4, **more}
+    return optimizers.make_optimizer("sgd", lambda _: learning_rate, **settings)
 
 
 def _state(model, optimizer, *, saat, image_size=8):
@@ -131,6 +132,19 @@ def _case(kind):
         first = (variables, optimizer, state.objective, state.code_bank, None, None)
         update = defenses.make_teacher_update(model, DPH, optimizer, seed=3, **settings)
         return update, defenses.init_teacher_state(*first)
+    if kind == "stronger":
+        optimizer = _optimizer(average=0.9)
+        settings = SAAT | {
+            "objective_weight": 0.5,
+            "ramp_steps": 3,
+            "weight_perturbation": 0.01,
+            "random_radius": True,
+            "warmup_steps": 3,
+        }
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        first = (variables, optimizer, state.objective, state.code_bank, None, None)
+        update = defenses.make_saat_update(model, DPH, optimizer, seed=3, **settings)
+        return update, defenses.init_minimax_state(*first, teacher=True)
     steps = {"saat": 1, "saat7": 7}[kind]
     settings = SAAT | {"num_steps": steps}
     return defenses.make_saat_update(model, DPH, optimizer, seed=3, **settings), state
@@ -835,11 +849,117 @@ def test_teacher_loss_is_the_distance_from_the_clean_codes_of_before():
     assert again["adversarial_loss"] < metrics["adversarial_loss"]
 
 
+# --- what the papers do not have ---
+
+
+def _runs(num_updates, optimizer=None, *, teacher=False, **settings):
+    """States and metrics after each of some updates of SAAT on a linear network."""
+    model, optimizer = LinearNet(NUM_BITS), optimizer or optax.sgd(0.1)
+    first = _state(model, optimizer, saat=True, image_size=2)
+    update = defenses.make_saat_update(model, DPH, optimizer, seed=0, **SAAT | settings)
+    state = defenses.init_minimax_state(
+        {"params": first.params}, optimizer, first.objective, first.code_bank, None, None,
+        teacher=teacher,
+    )  # fmt: skip
+    run, batch, found = _on_one_device(update), _batch(2, num_real=16, image_size=2), []
+    for _ in range(num_updates):
+        state, metrics = run(state, batch)
+        found.append((state, metrics))
+    return first, found
+
+
+def test_the_average_is_that_of_the_parameters_after_each_update():
+    first, found = _runs(4, _optimizer(average=0.75))
+    plain = _runs(4, _optimizer())[1]
+    kernels = [state.params["hash"]["kernel"] for state, _ in found]
+    for kernel, (state, _) in zip(kernels, plain, strict=True):
+        # It is only looked at.
+        np.testing.assert_array_equal(kernel, state.params["hash"]["kernel"])
+    expected = np.zeros_like(kernels[0])
+    for count, kernel in enumerate(kernels):
+        kept = min(0.75, count / (count + 1))
+        expected = kept * expected + (1 - kept) * kernel
+    averaged = training.variables_of(found[-1][0])["params"]["hash"]["kernel"]
+    np.testing.assert_allclose(averaged, expected, rtol=1e-5)
+    assert np.abs(averaged - kernels[-1]).max() > 1e-4
+    unaveraged = training.variables_of(plain[-1][0])["params"]["hash"]["kernel"]
+    np.testing.assert_array_equal(unaveraged, kernels[-1])
+    with pytest.raises(ValueError, match="average must be a number from 0 and under 1, got 1"):
+        _optimizer(average=1)
+
+
+def test_perturbed_weights_take_the_gradient_uphill():
+    def loss_fn(params, objective_params):
+        loss = jnp.sum(params["a"] ** 4) + jnp.sum(params["b"] ** 2)
+        return loss, ({"loss": loss}, objectives.State(params=objective_params), None)
+
+    optimizer, params = optax.sgd(1.0), {"a": jnp.array([[1.0, -2.0]]), "b": jnp.ones(1)}
+    state = defenses.init_state({"params": params}, optimizer, objectives.State())
+
+    def update(state, batch, *, axis_name):
+        del batch
+        settings = {"weight_perturbation": 0.1}
+        return common.descend(loss_fn, state, optimizer, axis_name, **settings)[:2]
+
+    after, _ = _on_one_device(update)(state, {"x": np.zeros(1)})
+    uphill = 4 * np.array([1.0, -2.0]) ** 3
+    place = np.array([1.0, -2.0]) + 0.1 * np.sqrt(5) * uphill / np.linalg.norm(uphill)
+    np.testing.assert_allclose(after.params["a"][0], [1, -2] - 4 * place**3, rtol=1e-5)
+    # A bias is not moved.
+    np.testing.assert_allclose(after.params["b"], 1 - 2)
+
+
+def _inner(**settings):
+    """Adversarial images of 16 rows, with what they were made from."""
+    model = LinearNet(NUM_BITS)
+    first = _state(model, optax.sgd(1.0), saat=True, image_size=2)
+    batch = _batch(2, num_real=16, image_size=2)
+    batch["image"] = 0.5 * np.ones_like(batch["image"])
+    attack = common.make_inner_attack(
+        model, targeted=False, attack_mode="eval", **SAAT | {"num_steps": 9} | settings
+    )
+    codes = np.ones((16, NUM_BITS), np.float32)
+
+    @jax.jit
+    def craft(step):
+        training = common.training_pass(0, step, batch, None)
+        return attack(first.params, {}, objectives.State(), codes, batch, training, step)[0]
+
+    return lambda step: np.abs(np.asarray(craft(step)) - 0.5).max(axis=(1, 2, 3))
+
+
+def test_balls_grow_and_are_drawn_for_each_image():
+    grown = _inner(warmup_steps=4)
+    for step, share in ((0, 0.25), (1, 0.5), (3, 1), (9, 1)):
+        np.testing.assert_allclose(grown(step), share * 8 / 255, rtol=1e-4)
+    sizes = _inner(random_radius=True)(0)
+    assert sizes.max() <= 8 / 255 * 1.0001 and np.ptp(sizes) > 4 / 255
+    assert len(np.unique(sizes.round(6))) == 16
+    assert np.abs(sizes - _inner(random_radius=True)(1)).max() > 1 / 255
+    with pytest.raises(ValueError, match="unknown direction 'nowhere'"):
+        _inner(direction="nowhere")
+
+
+def test_terms_beside_those_of_the_papers_are_weighed_and_grow():
+    first, [(_, alone)] = _runs(1)
+    settings = {"objective_weight": 0.5, "teacher_weight": 2.0, "teacher": True}
+    _, [(_, more)] = _runs(1, **settings)
+    for name in ("objective_loss", "adversarial_loss", "quantization_loss"):
+        np.testing.assert_array_equal(more[name], alone[name])
+    assert more["attacked_objective_loss"] > more["objective_loss"]
+    total = 0.5 * more["attacked_objective_loss"] + 2 * more["teacher_loss"]
+    np.testing.assert_allclose(more["loss"], alone["loss"] + total, rtol=1e-5)
+    _, [(_, ramped)] = _runs(1, **settings, ramp_steps=4)
+    adversarial = alone["loss"] + total - alone["objective_loss"]
+    np.testing.assert_allclose(ramped["loss"], alone["objective_loss"] + adversarial / 4, rtol=1e-5)
+    assert "teacher_loss" not in alone and first.defense is None
+
+
 # --- devices and padding ---
 
 
 @pytest.mark.parametrize("num_real", [16, 13, 3])
-@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "stronger", "teacher"])
 def test_one_device_and_eight_agree(kind, num_real):
     assert jax.local_device_count() == 8
     state, batch = _case(kind)[1], _batch(num_real, num_real=num_real)
@@ -860,7 +980,7 @@ def test_one_device_and_eight_agree_after_seven_attack_steps():
     assert np.mean(np.concatenate([x.ravel() for x in close])) > 0.99
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "stronger", "teacher"])
 def test_pmap_and_shard_map_give_the_same_bits(kind):
     update, state = _case(kind)
     mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
@@ -881,7 +1001,7 @@ def test_pmap_and_shard_map_give_the_same_bits(kind):
         state = by_pmap[0]
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "stronger", "teacher"])
 def test_padding_has_no_influence(kind):
     state, batch = _case(kind)[1], _batch(5, num_real=11)
     padding = batch["mask"] == 0
@@ -893,7 +1013,7 @@ def test_padding_has_no_influence(kind):
     _assert_same_bits(_runner(kind, 8)(state, rubbish), _runner(kind, 8)(state, batch))
 
 
-@pytest.mark.parametrize("kind", ["hashing", "saat", "teacher"])
+@pytest.mark.parametrize("kind", ["hashing", "saat", "stronger", "teacher"])
 def test_replicas_agree_repeat_and_are_traced_once(kind):
     update, state = _case(kind)
     traces = []

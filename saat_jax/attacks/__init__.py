@@ -158,6 +158,7 @@ __all__ = [
     "rank",
     "resize_and_pad",
     "row_keys",
+    "scaled_rule",
     "sdha",
     "sdha_loss",
     "sdha_surrogate",

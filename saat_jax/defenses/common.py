@@ -126,9 +126,10 @@ def descend(
         state: before the step.
         optimizer: of both kinds of parameters.
         axis_name: of the devices.
-        weight_perturbation: how far the network's parameters are moved to where the loss is higher
-            before its gradient is taken there, by the norm of each array; 0 takes it where they
-            are, and costs half as much. The metrics are those of the place.
+        weight_perturbation: how far the network's kernels are moved to where the loss is higher
+            before its gradient is taken there, by the norm of each; 0 takes it where they are, and
+            costs half as much. The metrics are those of the place (adversarial weight
+            perturbation, Wu et al., NeurIPS 2020).
 
     Returns:
         The state after the step but for running statistics, bank and defence; the metrics of all
@@ -156,7 +157,10 @@ def descend(
 
 
 def _moved(share: float, values: Array, direction: Array) -> Array:
-    """Values moved along a direction by a share of their Euclidean norm."""
+    """A kernel moved along a direction by a share of its Euclidean norm."""
+    if values.ndim < 2:
+        # Of a bias before batch normalisation the gradient is nothing but rounding.
+        return values
     length = jnp.linalg.norm(direction)
     return values + share * jnp.linalg.norm(values) * direction / jnp.where(length > 0, length, 1)
 
@@ -200,8 +204,9 @@ def make_inner_attack(
 
     Returns:
         `attack(params, batch_stats, counted, target_codes, batch, training, step)`, which returns
-        (images, (running statistics, counted)). `step` counts updates. `counted` is what `objectives.next_forward`
-        counts passes in training mode by; a `State()` keeps the tanh scale at 1.
+        (images, (running statistics, counted)). `counted` is what `objectives.next_forward`
+        counts passes in training mode by; a `State()` keeps the tanh scale at 1. `step` is the
+        number of updates done.
 
     Raises:
         ValueError: if a name is unknown or a number out of its range.
