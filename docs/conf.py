@@ -28,15 +28,22 @@ html_theme = "furo"
 html_title = f"saat_jax {release}"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 
 
-def _marked(text):
-    """Text of our docstrings, Markdown's single backticks, in reStructuredText."""
-    return re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", text)
+def _marked(line):
+    """A line of our docstrings, Markdown's single backticks, in reStructuredText."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
+    parts = re.split(r"(`[^`]+`)", line)
+    # Bars and double stars mean something outside of code.
+    plain = [re.sub(r"(\||\*\*)", r"\\\1", part) for part in parts[::2]]
+    code = [f"`{part}`" for part in parts[1::2]] + [""]
+    return "".join(a + b for a, b in zip(plain, code, strict=True))
 
 
 def _docstring(app, what, name, thing, options, lines):
-    lines[:] = _marked("\n".join(lines)).split("\n")
+    lines[:] = map(_marked, lines)
 
 
 def setup(app):
@@ -55,7 +62,10 @@ def _write_modules():
     names = [m.name for m in pkgutil.iter_modules(saat_jax.__path__) if m.name != "__main__"]
     for name in ["saat_jax", *(f"saat_jax.{name}" for name in names)]:
         importlib.import_module(name)
-        body = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+        # A class has one place; functions may have two.
+        classes = [n for n in saat_jax.__all__ if isinstance(getattr(saat_jax, n), type)]
+        left_out = "" if name == "saat_jax" else f"   :exclude-members: {', '.join(classes)}\n"
+        body = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n{left_out}```\n"
         _write(f"{name}.md", f"# {name}\n\n{body}")
 
 
