@@ -138,9 +138,9 @@ def _check_ours(words: list[str]) -> None:
             common.read_papers(config, options.reading)
             settings.override(config, rest)
         else:
-            with mock.patch.object(argparse.ArgumentParser, "parse_args", _parse_then_stop):
-                with contextlib.suppress(_Parsed):
-                    importlib.import_module(module).main(arguments)
+            stopped = mock.patch.object(argparse.ArgumentParser, "parse_args", _parse_then_stop)
+            with stopped, contextlib.suppress(_Parsed):
+                importlib.import_module(module).main(arguments)
 
 
 def _check_module(name: str, flags: list[str]) -> None:
