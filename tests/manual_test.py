@@ -51,7 +51,7 @@ def test_what_is_marked_is_found_and_run(tmp_path):
     assert commands.needs("saat-jax check FOLDER") == "FOLDER"
 
 
-@pytest.mark.parametrize("name", ["audit", "functions"])
+@pytest.mark.parametrize("name", [pytest.param("audit", marks=pytest.mark.slow), "functions"])
 def test_the_tutorials_run_as_they_stand(name, tmp_path, monkeypatch, capsys):
     if name == "audit":
         pytest.importorskip("pdqhash")
