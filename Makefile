@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-wheel check api clean
+.PHONY: demo test test-fast test-wheel check manual clean
 
 demo: .venv/demo.done
 	$(BIN)/python -m launch.main --config configs/demo.py --workdir runs/demo
@@ -23,10 +23,9 @@ check: .venv/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy saat_jax launch configs
 
-# The API reference from the docstrings: runs/api/index.html.
-api: .venv/dev.done
-	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/python docs/api.py runs/api
+# The manual, from docs/ and the docstrings: runs/manual/index.html.
+manual: .venv/dev.done
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs runs/manual
 
 .venv/demo.done: setup.cfg setup.py
 	$(PYTHON) -m venv .venv
