@@ -430,7 +430,9 @@ def fgsm(
 ) -> Array:
     """`bim` of a single step as long as the radius: FGSM.
 
-    Args, beside those of `pgd`:
+    Its arguments are those of `pgd`, and:
+
+    Args:
         alpha: the tanh scale; 0.1 is that of `alpha_schedule(1)`.
 
     Reference:

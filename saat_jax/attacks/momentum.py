@@ -119,7 +119,9 @@ def si_ni_fgsm(
 ) -> Array:
     """Perturbs images along a momentum of gradients at darker copies of the point ahead.
 
-    Args, beside those of `pgd`:
+    Its arguments are those of `pgd`, and:
+
+    Args:
         rng: not used.
         decay: share of the momentum that is kept.
         num_scales: number of copies, see `look_ahead`.
@@ -169,7 +171,9 @@ def vmi_fgsm(
 ) -> Array:
     """Perturbs images along a momentum of gradients, each mended by its neighbours' last one.
 
-    Args, beside those of `pgd`:
+    Its arguments are those of `pgd`, and:
+
+    Args:
         rng: one key, or `[batch]` keys, which make the neighbours of an image its own.
         decay: share of the momentum that is kept.
         num_neighbors: number of random points around an image in each step.
@@ -222,7 +226,9 @@ def di_fgsm(
 ) -> Array:
     """Perturbs images, from a random start, along gradients at randomly shrunk and padded copies.
 
-    Args, beside those of `pgd`:
+    Its arguments are those of `pgd`, and:
+
+    Args:
         rng: one key, or `[batch]` keys, which make all draws of an image its own.
         decay: share of the momentum that is kept.
         probability: of a copy rather than the image itself.

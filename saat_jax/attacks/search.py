@@ -296,7 +296,9 @@ def square_search(
 ) -> Found:
     """Square on the weighted agreement of logits: what no gradient is needed for.
 
-    Args, beside those of `auto_pgd_search`:
+    Its arguments are those of `auto_pgd_search`, and:
+
+    Args:
         num_queries: how often an image is encoded.
     """
     images, wanted = checked_images(images, epsilon=epsilon), criterion(shared, aim.rows)

@@ -140,6 +140,4 @@ def _digest(workdir: pathlib.Path, model: str) -> str | None:
         found = saved.restore(best=best)
     if found is None:
         return None
-    state = found.state
-    stats = state.get("batch_stats") or {}
-    return encoders.weights_digest({"params": state["params"], "batch_stats": stats})
+    return encoders.weights_digest(training.variables_of(found.state))

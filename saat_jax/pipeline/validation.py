@@ -105,22 +105,26 @@ def _named(kind: str, fields: Any, *reserved: str) -> options.Check:
     return check
 
 
+_OPTIMIZER = {
+    "name": optimizers.OPTIMIZERS,
+    "momentum?": options.number,
+    "beta1?": options.number,
+    "weight_decay?": options.number,
+}
 _TRAINING = {
     "num_epochs": options.number,
     "batch_size": options.number,
     "accumulate?": options.number,
     "schedule": {"name": optimizers.SCHEDULES, "learning_rate": options.number},
-    "optimizer": {
-        "name": optimizers.OPTIMIZERS,
-        "momentum?": options.number,
-        "beta1?": options.number,
-        "weight_decay?": options.number,
-        "average?": options.number,
-    },
+    "optimizer": _OPTIMIZER,
     "log_every": options.number,
     "checkpoint_every": options.number,
 }
-_HASHING = _TRAINING | {"augment?": bool, "evaluate_every?": options.number}
+_HASHING = _TRAINING | {
+    "augment?": bool,
+    "evaluate_every?": options.number,
+    "optimizer": _OPTIMIZER | {"average?": options.number},
+}
 _REDUCTIONS = _words("reduction", "mean", "sum")
 _PROTOTYPE_NET = {
     "hidden_width": options.number,
