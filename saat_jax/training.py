@@ -479,6 +479,16 @@ def reached(folder: pathlib.Path) -> int:
     return max((int(name) for name in steps if name.isdecimal()), default=0)
 
 
+def last_map(folder: pathlib.Path) -> float | None:
+    """The last MAP that `train` has logged in a folder; None if there is none."""
+    try:
+        lines = files.read_json_lines(folder / "metrics.jsonl")
+    # For people alone: a damaged one stops nobody.
+    except ValueError:
+        return None
+    return next((line["map"] for line in reversed(lines) if "map" in line), None)
+
+
 def last_speed(folder: pathlib.Path) -> dict[str, Any]:
     """The last line of speed that `train` has left in a folder; empty if there is none."""
     try:

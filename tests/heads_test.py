@@ -151,11 +151,20 @@ def test_a_run_fits_a_head_instead_of_training(tmp_path, capsys):
     # Of how it would be trained nothing is left to decide the result.
     config["pretrain"]["schedule"]["learning_rate"] = 0.5
     pipeline.run(config, tmp_path)
-    assert "models/pretrained: trained already, 0 steps" in capsys.readouterr().out
-    # It is hardened as others are.
+    told = capsys.readouterr().out
+    assert "models/pretrained: trained already, 0 steps" in told
+    score = f"pretrained: MAP {100 * checkpoint.metadata['best_map']:.2f} % without an attack, in "
+    assert f"{score}{tmp_path / 'models' / 'pretrained'}; next, with this" in told
+    # It is hardened as others are, here with an average, which is what it is judged by.
     config["task"] = "harden"
+    config["defenses"]["hardened"]["optimizer"]["average"] = 0.9
     pipeline.run(config, tmp_path)
-    assert run.load_model("hardened")[2].step > 0
+    _, variables, checkpoint = run.load_model("hardened")
+    assert checkpoint.step > 0
+    last, average = checkpoint.state["params"], variables["params"]
+    apart = jax.tree.map(lambda x, y: np.abs(x - y).max(), last, jax.device_get(average))
+    assert 0 < max(jax.tree.leaves(apart)) < 0.1
+    assert "hardened: MAP " in capsys.readouterr().out
     config["model"]["head"] = "lda"
     with pytest.raises(ValueError, match="model.head|unknown head 'lda'"):
         pipeline.run(config, tmp_path)
