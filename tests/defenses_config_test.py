@@ -23,5 +23,7 @@ def test_the_frontier_is_trained_for_equal_passes_by_options_that_there_are(vari
         passes += stage.name == "teacher" or stage.get("state", {}).get("teacher", False)
         assert abs(stage.num_epochs * passes / whole - 1) < 0.07, name
         known = defenses.DEFENSES[stage.name]
-        assert {*options} <= {*known.options} and {*stage.get("state", {})} <= {*known.state_options}, name
+        assert {*options} <= {*known.options} and {*stage.get("state", {})} <= {
+            *known.state_options
+        }, name
         assert stage.batch_size == saat.batch_size and stage.schedule == saat.schedule

@@ -9,6 +9,7 @@ from PIL import Image
 from launch import prepare
 from saat_jax import datasets
 from saat_jax.datasets import own
+from saat_jax.datasets.__main__ import main
 from saat_jax.datasets.checks import ManifestError
 
 
@@ -116,3 +117,22 @@ def test_images_of_a_table_that_are_not_there_are_named(photos, tmp_path):
     with pytest.raises(ManifestError, match="1 of 2 images missing \\(gone.png"):
         prepare.prepare_own(photos, tmp_path / "out", labels=tmp_path / "labels.json")
     assert not (tmp_path / "out").exists()
+
+
+def test_check_tells_which_queries_are_in_the_database_too(photos, tmp_path, capsys):
+    prepare.prepare_own(photos, tmp_path, num_query=4, num_train=9, seed=0)
+    data = _load(tmp_path)
+    assert main(["check", str(tmp_path)]) == 0 and "look like" not in capsys.readouterr().out
+    assert main(["check", str(tmp_path), "--look-alikes"]) == 0
+    told = capsys.readouterr().out
+    assert "0 of 4 queries look like another image of database" in told
+    # A query that is put into the database again, smaller and under another name.
+    query = data.query.paths[0]
+    Image.open(query).resize((40, 33)).save(data.database.paths[0])
+    assert main(["check", str(tmp_path), "--look-alikes"]) == 0
+    told = capsys.readouterr().out
+    assert "1 of 4 queries look like another image of database" in told
+    assert f"{query} and {data.database.paths[0]}" in told
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path), "--look-alikes", "--no-decode"])
+    assert "leave --no-decode out" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import argparse
 import runpy
 import sys
 
+from saat_jax.datasets import own
 from saat_jax.datasets.checks import ManifestError
 from saat_jax.datasets.lists import load_lists, parse_remap
 from saat_jax.datasets.splits import Dataset, relevant_share
@@ -23,6 +24,30 @@ def report(dataset: Dataset) -> str:
     return "\n".join(lines + [f"  warning: {text}" for text in dataset.warnings])
 
 
+def alike_lines(dataset: Dataset, *, shown: int = 5) -> list[str]:
+    """Tells which queries look like an image of the database or of the training set.
+
+    Args:
+        dataset: of files.
+        shown: pairs that are named for each of the two.
+    """
+    splits = (dataset.query, dataset.database, dataset.train)
+    paths = sorted({path for split in splits for path in split.paths or ()})
+    row_of = {path: row for row, path in enumerate(paths)}
+    codes = own.difference_hashes(paths)
+    queries = dataset.query.paths or ()
+    lines = []
+    for split in splits[1:]:
+        others = split.paths or ()
+        rows = [[row_of[path] for path in some] for some in (queries, others)]
+        found = own.look_alikes(*(codes[some] for some in rows))
+        pairs = [(queries[i], others[j]) for i, j in found if queries[i] != others[j]]
+        count = len({query for query, _ in pairs})
+        lines.append(f"  {count} of {len(queries)} queries look like another image of {split.name}")
+        lines += [f"    {query} and {other}" for query, other in pairs[:shown]]
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints the report, or the problems; returns the exit status, 1 if there are any."""
     parser = argparse.ArgumentParser(prog="saat-jax", description=__doc__)
@@ -36,7 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="replace the beginning OLD of paths by NEW, which may be empty",
     )
     check.add_argument("--no-decode", action="store_true", help="only look whether images exist")
+    check.add_argument(
+        "--look-alikes", action="store_true", help="look for queries that are in the database too"
+    )
     options = parser.parse_args(arguments)
+    if options.look_alikes and options.no_decode:
+        parser.error("--look-alikes reads the images; leave --no-decode out")
     try:
         remap = parse_remap(options.remap)
     except ValueError as error:
@@ -49,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, *(f"  warning: {text}" for text in error.warnings), sep="\n", file=sys.stderr)
         return 1
     print(report(dataset))
+    if options.look_alikes:
+        print("\n".join(alike_lines(dataset)))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from saat_jax import hamming, lazy
 from saat_jax.datasets.checks import ManifestError
@@ -110,7 +111,8 @@ def difference_hashes(paths: Sequence[pathlib.Path | str]) -> np.ndarray:
     """DHash of image files, by which copies of a picture are known. `[num, 64]` in {-1, +1}"""
     pillow = lazy.require("PIL.Image")
     codes = np.empty((len(paths), 64), np.float32)
-    for row, path in enumerate(paths):
+    shown = tqdm(paths, desc="look-alikes", unit="image", leave=False)
+    for row, path in enumerate(shown):
         grey = open_image(str(path), exif=True).convert("L").resize((9, 8), pillow.LANCZOS)
         levels = np.asarray(grey).astype(int)
         codes[row] = np.where(np.diff(levels, axis=1) > 0, 1, -1).reshape(-1)
