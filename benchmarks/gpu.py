@@ -10,6 +10,8 @@ operations of the layers, two for a multiplication and its addition, in a second
 large matrix product of the same setting. Programs compile before they are timed; a case that
 would begin after the time is up is left out, and said so.
 
+Vision transformers have no PyTorch beside them here.
+
 Prints Markdown, and writes `gpu.json` into the output folder.
 """
 
@@ -124,7 +126,7 @@ def _programs(
     jax.config.update("jax_default_matmul_precision", precision)
     programs = {"ours": getattr(ours, f"make_{what}")(**options, dtype=dtype)}
     torch = _torch()
-    if torch is None or setting == "bf16":
+    if torch is None or setting == "bf16" or name.startswith("vit"):
         return programs
     from benchmarks import peers
 
@@ -238,9 +240,9 @@ def main() -> None:
     whats = ("pgd", "saat", "forward")
     cases: list[tuple[str, str, int, str]] = []
     if small:
-        cases = [(what, "alexnet", 2, "float32") for what in whats]
+        cases = [(what, name, 2, "float32") for what in whats for name in ("alexnet", "vit_tiny16")]
     else:
-        names = ("alexnet", "resnet18", "vgg11")
+        names = ("alexnet", "resnet18", "vgg11", "vit_s16")
         for setting in ("tf32", "bf16", "float32"):
             cases += [(what, name, 128, setting) for what in whats for name in names]
         cases += [("pgd", name, batch, "tf32") for batch in (32, 512) for name in names]
