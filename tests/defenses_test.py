@@ -24,7 +24,7 @@ from saat_jax import (
     retrieval,
     training,
 )
-from saat_jax.defenses import common
+from saat_jax.defenses import common, saat
 from tests import golden, reference, tiny
 
 DPH = objectives.create_objective("dph")
@@ -529,20 +529,30 @@ def test_saat_options_are_checked(option, value, message):
         )
 
 
+def _keywords(function):
+    """Arguments that are given by name, with their defaults; `...` for none."""
+    return {
+        name: ... if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
 def test_defenses_are_listed():
     assert defenses.DEFENSES["saat"].make_update is defenses.make_saat_update
     # The options that it lists are those that its functions take.
-    for defense in defenses.DEFENSES.values():
+    for kind, defense in defenses.DEFENSES.items():
         for function, listed in (
             (defense.make_update, {"seed": ..., **defense.options}),
             (defense.first_state, defense.state_options),
         ):
-            taken = {
-                name: ... if parameter.default is parameter.empty else parameter.default
-                for name, parameter in inspect.signature(function).parameters.items()
-                if parameter.kind is parameter.KEYWORD_ONLY
-            }
-            assert taken == listed
+            taken = _keywords(function)
+            passed_on = listed.keys() - taken.keys()
+            assert taken == {name: listed[name] for name in listed if name not in passed_on}
+            known = _keywords(common.make_inner_attack)
+            if kind in ("saat", "cgat"):
+                known |= _keywords(saat.make_minimax_update)
+            assert {name: listed[name] for name in passed_on} == {n: known[n] for n in passed_on}
 
 
 def test_saat_quantization_sums_over_the_bits_or_takes_their_mean():
