@@ -4,8 +4,9 @@ saat-jax card runs/demo --output cards
 saat-jax board cards --output cards/board.html
 """
 
-import argparse
 import pathlib
+
+from launch import terminal
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,11 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ValueError: if there are no cards, or some are damaged: which, and what is wrong with each.
     """
-    parser = argparse.ArgumentParser(
-        prog="saat-jax board",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("board", __doc__)
     add = parser.add_argument
     add("folder", type=pathlib.Path, metavar="FOLDER", help="of the cards")
     add("--output", type=pathlib.Path, help="page; by default FOLDER/board.html")

@@ -7,7 +7,6 @@ A card has the clean and the worst-case score with intervals, flags, the suite, 
 weights and the command that makes it all again. `saat-jax board` puts a folder of them on a page.
 """
 
-import argparse
 import os
 import pathlib
 
@@ -20,11 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ValueError: if the folder holds nothing that was judged, or a file of it is damaged.
     """
-    parser = argparse.ArgumentParser(
-        prog="saat-jax card",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("card", __doc__)
     add = parser.add_argument
     add("workdir", type=pathlib.Path, metavar="WORKDIR", help="folder of the run or the audit")
     add("--output", type=pathlib.Path, help="folder of the cards; by default WORKDIR/cards")

@@ -7,8 +7,6 @@ r"""Writes a model of a run as a folder: config.json, model.safetensors, README.
 its `hf upload` takes it as it is. A folder that is there already is never replaced.
 """
 
-import argparse
-
 from launch import terminal
 
 
@@ -18,11 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ValueError: if there is no such run or model, or the folder is there already.
     """
-    parser = argparse.ArgumentParser(
-        prog="saat-jax export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("export", __doc__)
     add = parser.add_argument
     add("workdir", metavar="WORKDIR", help="folder of the run")
     add("model", metavar="MODEL", help="such as pretrained or hardened")

@@ -223,11 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         ValueError: if something is wrong with the data.
     """
-    parser = argparse.ArgumentParser(
-        prog="saat-jax prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("prepare", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, known in originals.SETS.items():
         add = commands.add_parser(

@@ -8,11 +8,12 @@ Reads a binary index of faiss, a NumPy file of packed or ±1 codes, or a column 
 bit.
 """
 
-import argparse
 import csv
 import io
 import pathlib
 import sys
+
+from launch import terminal
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,11 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         ValueError: if there are no codes, or a number is none.
     """
-    parser = argparse.ArgumentParser(
-        prog="saat-jax scan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("scan", __doc__)
     add = parser.add_argument
     add("source", help="file of codes, or address of a server if --table is given")
     add("--radius", type=int, required=True, help="bits in which what is found may differ")

@@ -1,5 +1,6 @@
 """What every command does with its terminal: text it can show, one message for what goes wrong."""
 
+import argparse
 import codecs
 import errno
 import io
@@ -20,6 +21,15 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(
         _PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in unknown
     ), error.end
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of the command `saat-jax NAME`, whose description is shown as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"saat-jax {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def quiet() -> None:

@@ -235,9 +235,10 @@ def averaged(opt_state: Any) -> Any:
     """
     if isinstance(opt_state, AverageState):
         return opt_state.average
-    inner = list(opt_state.values()) if isinstance(opt_state, dict) else opt_state
-    if isinstance(opt_state, dict) and "average" in opt_state:
-        return opt_state["average"]
-    if not isinstance(inner, (list, tuple)):
+    if isinstance(opt_state, dict):
+        if "average" in opt_state:
+            return opt_state["average"]
+        opt_state = [*opt_state.values()]
+    if not isinstance(opt_state, (list, tuple)):
         return None
-    return next((found for each in inner if (found := averaged(each)) is not None), None)
+    return next((found for each in opt_state if (found := averaged(each)) is not None), None)

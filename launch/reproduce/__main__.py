@@ -38,11 +38,7 @@ from saat_jax.options import check_numbers
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     ids = [*dict.fromkeys(row.table_id for row in published.load_published()), *grid.FIGURES]
-    parser = argparse.ArgumentParser(
-        prog="saat-jax reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = terminal.make_parser("reproduce", __doc__)
     add = parser.add_argument
     add("--table", action="append", required=True, help=f"one of {' '.join(ids)}, or all")
     add("--workdir", required=True, type=pathlib.Path, help="folder of the site and its runs")

@@ -266,6 +266,4 @@ def _told(count: int, trials: int) -> Record:
 
 
 def _distances(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Hamming distances, whole numbers. `[num_codes, num_others]`"""
-    codes, others = np.asarray(codes, np.float32), np.asarray(others, np.float32)
-    return np.round((codes.shape[1] - codes @ others.T) / 2)
+    return np.asarray(hamming.hamming_distance(codes, others))
